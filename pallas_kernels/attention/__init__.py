@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention with relative bias, segments and dropout by counter hash."""
+
+from collections.abc import Callable
+
+import jax
+
+from pallas_kernels import backend as backends
+from pallas_kernels.attention import reference
+from pallas_kernels.attention.bias import PositionBias as PositionBias
+
+KERNELS: dict[str, Callable] = {}  # Platform to kernel.
+
+
+def attention(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  *,
+  backend: str = 'auto',
+  **kwargs,
+) -> jax.Array:
+  """See `reference.attention`, which lists the keyword arguments."""
+  return backends.call(
+    'attention', backend, reference.attention, KERNELS, q, k, v, **kwargs
+  )

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cross entropy of tied-table logits, the definition. Holds the logits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels.matmul import matmul
+
+
+def logits(
+  features: jax.Array, table: jax.Array, bias: jax.Array | None
+) -> jax.Array:
+  """Logits: features @ table^T + bias.
+
+  Args:
+    features: [..., width], compute dtype.
+    table: [vocabulary, width].
+    bias: [vocabulary] or None.
+
+  Returns:
+    float32 [..., vocabulary].
+  """
+  y = matmul(features, table.T, jnp.float32)
+  return y if bias is None else y + bias.astype(jnp.float32)
+
+
+def vocab_cross_entropy(
+  features: jax.Array,
+  table: jax.Array,
+  bias: jax.Array | None,
+  targets: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Per row: loss, log-sum-exp of the logits, most likely id.
+
+  Args:
+    features: [..., width].
+    table: [vocabulary, width].
+    bias: [vocabulary] or None.
+    targets: int32 [...], the ids to predict.
+
+  Returns:
+    loss [...] float32 (= lse - logit of the target), lse [...] float32, both
+    differentiable; argmax [...] int32, the lowest id among equals.
+  """
+  return cross_entropy(logits(features, table, bias), targets)
+
+
+@jax.custom_vjp
+def cross_entropy(
+  x: jax.Array, targets: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """As `vocab_cross_entropy`, of float32 logits x [..., vocabulary].
+
+  The gradient is written by hand: one pass over the logits, where automatic
+  differentiation of the target's logit would scatter into zeros.
+  """
+  ids = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
+  peak = jnp.max(x, axis=-1, keepdims=True)
+  lse = jnp.log(jnp.sum(jnp.exp(x - peak), axis=-1)) + peak[..., 0]
+  at_target = jnp.where(ids == targets[..., None], x, 0.0)
+  # jnp.argmax reduces pairs, which CPUs do not vectorise.
+  best = jnp.min(jnp.where(x == peak, ids, x.shape[-1]), axis=-1)
+  return lse - jnp.sum(at_target, axis=-1), lse, best
+
+
+def _forward(x, targets):
+  loss, lse, best = cross_entropy(x, targets)
+  return (loss, lse, best), (x, targets, lse)
+
+
+def _backward(residuals, cotangents):
+  x, targets, lse = residuals
+  d_loss, d_lse, _ = cotangents
+  ids = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
+  probability = jnp.exp(x - lse[..., None])
+  hit = ids == targets[..., None]
+  dx = probability * (d_loss + d_lse)[..., None]
+  dx = dx - jnp.where(hit, d_loss[..., None], 0.0)
+  return dx, np.zeros(targets.shape, jax.dtypes.float0)
+
+
+cross_entropy.defvjp(_forward, _backward)
