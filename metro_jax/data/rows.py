@@ -14,10 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from metro_jax.data import files
-from metro_jax.data import hashing
-from metro_jax.data import packing
-from metro_jax.data import token_cache
+from metro_jax.data import files, hashing, packing, token_cache
 
 VERSION = 1
 SPECIALS = 2  # [CLS] and [SEP] of every chunk.

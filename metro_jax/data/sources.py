@@ -8,11 +8,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Protocol
 
-from metro_jax.data import files
-from metro_jax.data import hashing
-from metro_jax.data import text_files
-from metro_jax.data import token_cache
-from metro_jax.data import vocabularies
+from metro_jax.data import files, hashing, text_files, token_cache, vocabularies
 from metro_jax.errors import UserError
 
 EMBEDDED = 'metro_docstrings'

@@ -18,8 +18,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
-from metro_jax.data import files
-from metro_jax.data import hashing
+from metro_jax.data import files, hashing
 from metro_jax.errors import UserError
 
 MAX_DOCUMENT = 1 << 16  # Characters.

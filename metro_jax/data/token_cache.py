@@ -22,9 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from metro_jax.data import files
-from metro_jax.data import hashing
-from metro_jax.data import vocabularies
+from metro_jax.data import files, hashing, vocabularies
 from metro_jax.errors import UserError
 
 VERSION = 1

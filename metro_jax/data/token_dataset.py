@@ -13,12 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from metro_jax.data import files
-from metro_jax.data import hashing
-from metro_jax.data import masking
+from metro_jax.data import files, hashing, masking, sources, vocabularies
 from metro_jax.data import rows as rows_lib
-from metro_jax.data import sources
-from metro_jax.data import vocabularies
 from metro_jax.errors import UserError
 
 VERSION = 1

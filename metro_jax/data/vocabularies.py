@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from metro_jax.data import protobuf
-from metro_jax.data import word_table
+from metro_jax.data import protobuf, word_table
 from metro_jax.errors import UserError
 
 PAD, UNK, CLS, SEP, MASK = range(5)

@@ -16,10 +16,7 @@ import re
 import tempfile
 from collections.abc import Iterable
 
-from metro_jax.data import files
-from metro_jax.data import protobuf
-from metro_jax.data import vocabularies
-from metro_jax.data import word_table
+from metro_jax.data import files, protobuf, vocabularies, word_table
 from metro_jax.errors import UserError
 
 VERSION = 1

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The text of registered SeqIO tasks, for vocabularies and token caches."""
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import seqio
+
+from metro_jax.errors import UserError
+
+
+def names() -> list[str]:
+  """Registered tasks and mixtures of this project."""
+  known = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
+  return sorted(name for name in known if name.startswith('metro_'))
+
+
+def documents(name: str, split: str) -> Iterator[str]:
+  """Streams the text of a task, or of a mixture's tasks one after another.
+
+  A task's own preprocessors run up to the first that asks for the output
+  features: the one that tokenises.
+
+  Args:
+    name: in the SeqIO registry.
+    split: of the task's source.
+  """
+  try:
+    provider = seqio.get_mixture_or_task(name)
+  except ValueError as error:
+    raise UserError(
+      f'corpus {name!r}: no such task or mixture is registered; known are'
+      f' {", ".join(names())} (SOURCE)'
+    ) from error
+  mixture = isinstance(provider, seqio.Mixture)
+  for task in provider.tasks if mixture else [provider]:
+    yield from _task_documents(task, split)
+
+
+def _task_documents(task: seqio.Task, split: str) -> Iterator[str]:
+  if split not in task.splits:
+    raise UserError(
+      f'corpus {task.name}: no split {split!r}, it has'
+      f' {", ".join(sorted(task.splits))}'
+    )
+  try:
+    dataset = task.source.get_dataset(split=split, shuffle=False)
+  except Exception as error:  # TFDS raises many kinds; all mean "prepare it".
+    if isinstance(error, UserError):
+      raise
+    raise UserError(
+      f'corpus {task.name}: cannot be read'
+      f' ({str(error).strip().splitlines()[0] if str(error) else error!r});'
+      ' prepare it with TFDS (docs/data.md has the commands) and point'
+      ' TFDS_DATA_DIR or --tfds_data_dir at it'
+    ) from error
+  for preprocessor in task.preprocessors:
+    if _tokenises(preprocessor):
+      break
+    dataset = preprocessor(dataset)
+  for example in dataset.as_numpy_iterator():
+    text = example.get('targets', example.get('text', b''))
+    yield text.decode('utf-8', 'replace')
+
+
+def _tokenises(preprocessor: Any) -> bool:
+  if isinstance(preprocessor, seqio.CacheDatasetPlaceholder):
+    return True
+  return 'output_features' in inspect.signature(preprocessor).parameters
