@@ -125,7 +125,11 @@ def _tokenize(
 register(sources.EMBEDDED, _streamed(sources.Docstrings))
 register('metro_text', _streamed(_files_of_environment))
 for _name, _tfds_name, _splits, _ in TFDS_CORPORA:
-  register(_name, seqio.TfdsDataSource(_tfds_name, splits=_splits))
+  register(
+    _name,
+    # Without `read_only` a corpus that is not there would be downloaded.
+    seqio.TfdsDataSource(_tfds_name, splits=_splits, read_only=True),
+  )
 for _name, _members in MIXTURES.items():
   _sizes = {name: size for name, _, _, size in TFDS_CORPORA}
   seqio.MixtureRegistry.add(_name, [(m, _sizes[m]) for m in _members])

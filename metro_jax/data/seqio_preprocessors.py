@@ -30,12 +30,19 @@ def chunk(
   """
   body = (sequence_length or {}).get('targets', _DEFAULT_LENGTH) - 2
 
-  def split(example: dict[str, tf.Tensor]) -> tf.data.Dataset:
+  def grid(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     tokens = tf.cast(example['targets'], tf.int32)
-    starts = tf.data.Dataset.range(0, tf.cast(tf.size(tokens), tf.int64), body)
-    return starts.map(lambda at: {'targets': tokens[at : at + body]})
+    missing = -tf.size(tokens) % body
+    return {'targets': tf.reshape(tf.pad(tokens, [[0, missing]]), [-1, body])}
 
-  return dataset.flat_map(split).filter(lambda x: tf.size(x['targets']) > 1)
+  def unpadded(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    row = example['targets']
+    # Text never yields [PAD], so what is zero is what `grid` added.
+    return {'targets': row[: tf.math.count_nonzero(row, dtype=tf.int32)]}
+
+  chunks = dataset.map(grid, tf.data.AUTOTUNE).unbatch()
+  chunks = chunks.map(unpadded, tf.data.AUTOTUNE)
+  return chunks.filter(lambda x: tf.size(x['targets']) > 1)
 
 
 @seqio.map_over_dataset(num_seeds=1)

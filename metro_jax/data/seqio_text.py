@@ -2,12 +2,18 @@
 """The text of registered SeqIO tasks, for vocabularies and token caches."""
 
 import inspect
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import seqio
+import tensorflow as tf
 
 from metro_jax.errors import UserError
+
+
+# TensorFlow only reads text here; the accelerators are JAX's.
+tf.config.set_visible_devices([], 'GPU')
 
 
 def names() -> list[str]:
@@ -59,9 +65,16 @@ def _task_documents(task: seqio.Task, split: str) -> Iterator[str]:
     if _tokenises(preprocessor):
       break
     dataset = preprocessor(dataset)
-  for example in dataset.as_numpy_iterator():
-    text = example.get('targets', example.get('text', b''))
-    yield text.decode('utf-8', 'replace')
+  try:
+    for example in dataset.as_numpy_iterator():
+      text = example.get('targets', example.get('text', b''))
+      yield text.decode('utf-8', 'replace')
+  except tf.errors.OpError as error:
+    # TensorFlow hands on what a Python source raised as text.
+    said = re.search(r'UserError: (.+)', error.message)
+    if not said:
+      raise
+    raise UserError(said.group(1)) from error
 
 
 def _tokenises(preprocessor: Any) -> bool:

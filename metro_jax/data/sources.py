@@ -88,6 +88,7 @@ class Registered:
 
   def documents(self, split: str | None = None) -> Iterator[str]:
     """Streams the text that the tasks would tokenise."""
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     try:
       from metro_jax.data import seqio_text
     except ImportError as error:

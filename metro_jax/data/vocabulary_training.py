@@ -20,8 +20,12 @@ from metro_jax.data import files, protobuf, vocabularies, word_table
 from metro_jax.errors import UserError
 
 VERSION = 1
+MIN_SIZE = 128  # Specials and printable ASCII.
 MAX_SIZE = 131072
 _LONGEST_WORD = 256
+# Always in the alphabet, however rare: a coverage by count would leave out
+# digits and punctuation of a small corpus.
+_ASCII = ''.join(map(chr, range(33, 127)))
 _MOST_WORDS = 1 << 23
 
 
@@ -41,20 +45,20 @@ def train(
     size: number of ids in all, specials and sentinels included.
     extra_ids: how many T5 sentinels to keep at the end.
     character_coverage: fraction of the characters (by count) that get a piece;
-      the rare remainder becomes [UNK].
+      the rare remainder becomes [UNK]. Printable ASCII always has pieces.
     byte_fallback: spell rare characters as 256 byte pieces instead of [UNK].
 
   Returns:
     The vocabulary.
   """
-  if not 16 <= size <= MAX_SIZE:
+  if not MIN_SIZE <= size <= MAX_SIZE:
     raise UserError(
-      f'vocabulary size {size}: give a size (VOCAB_SIZE, --size) from 16 to'
-      f' {MAX_SIZE}'
+      f'vocabulary size {size}: give a size (VOCAB_SIZE, --size) from'
+      f' {MIN_SIZE} to {MAX_SIZE}'
     )
-  if not 0 <= extra_ids <= size - 16:
+  if not 0 <= extra_ids <= size - MIN_SIZE:
     raise UserError(
-      f'extra_ids {extra_ids}: give a number from 0 to size - 16 = {size - 16}'
+      f'extra_ids {extra_ids}: give a number from 0 to {size - MIN_SIZE}'
     )
   counts = count_words(documents)
   if not counts:
@@ -126,6 +130,7 @@ def _train_bpe(
         eos_piece=vocabularies.SPECIAL_PIECES[vocabularies.SEP],
         control_symbols=[vocabularies.SPECIAL_PIECES[vocabularies.MASK]],
         character_coverage=character_coverage,
+        required_chars=_ASCII,
         byte_fallback=byte_fallback,
         num_threads=1,  # Written into the model, so the same everywhere.
         minloglevel=2,
