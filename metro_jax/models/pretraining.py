@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Pretrainer as a trainer and a user see it: functions of parameters."""
+
+import dataclasses
+import functools
+import math
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from metro_jax import flops
+from metro_jax.errors import UserError
+from metro_jax.models import prediction
+from metro_jax.models.base import Batch, Metrics, Params
+from metro_jax.modules import TransformerConfig
+from metro_jax.pretrain import MaskedTokens, Pretrainer
+
+_STREAMS = ('dropout', 'sample')
+
+_MODES = {
+  'detect': prediction.detect,
+  'fill': prediction.fill,
+  'encode': prediction.encode,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainingModel:
+  """`models.Model` for pretraining.
+
+  Attributes:
+    pretrainer: the recipe.
+    curriculum_steps: training steps after which progress is 1; None if
+      nothing in the recipe follows a schedule.
+  """
+
+  pretrainer: Pretrainer
+  curriculum_steps: int | None = None
+
+  @property
+  def vocab_size(self) -> int:
+    """Ids that the model can embed: 0..vocab_size - 1."""
+    return min(config.vocab_size for config in self._configs())
+
+  @property
+  def max_length(self) -> int:
+    """The longest sequence; sys.maxsize where positions are relative only."""
+    tables = [config.positions for config in self._configs()]
+    return min(
+      (p.max_length for p in tables if p.absolute or p.untied),
+      default=sys.maxsize,
+    )
+
+  def build_batch_spec(
+    self, batch_size: int, length: int
+  ) -> dict[str, np.ndarray]:
+    """A batch of zeros, for `init` and for `jax.eval_shape`."""
+    shape = (batch_size, length)
+    ids = ('input_tokens', 'target_tokens', 'segment_ids', 'positions')
+    batch = {f'encoder_{name}': np.zeros(shape, np.int32) for name in ids}
+    return {**batch, 'encoder_loss_weights': np.zeros(shape, np.float32)}
+
+  def init(self, rng: jax.Array, batch: Batch) -> Params:
+    """Initial parameters, boxed with their logical axes."""
+    rngs = _split(rng, ('params', *_STREAMS))
+    return self.pretrainer.init(rngs, batch)['params']
+
+  def normalizers(self, batch: Batch) -> dict[str, jax.Array]:
+    """Each objective's count in a global batch."""
+    masked = MaskedTokens.from_batch(batch, self.pretrainer.max_predictions)
+    return {o.name: o.count(masked) for o in self.pretrainer.objectives}
+
+  def loss_fn(
+    self,
+    params: Params,
+    batch: Batch,
+    rng: jax.Array,
+    step: jax.Array | int,
+    train: bool,
+    normalizers: Mapping[str, jax.Array] | None = None,
+  ) -> tuple[jax.Array, Metrics]:
+    """See `models.Model`.
+
+    Evaluation has a key of its own and ends all curricula, so that its
+    numbers depend on the parameters and the batch alone.
+    """
+    if not train:
+      rng = jax.random.key(0)
+    progress = self._progress(step) if train else 1.0
+    return self.pretrainer.apply(
+      {'params': params},
+      batch,
+      progress,
+      train,
+      normalizers,
+      rngs=_split(rng, _STREAMS),
+    )
+
+  def predict_batch(
+    self, params: Params, batch: Batch, mode: str, **options: Any
+  ) -> jax.Array | prediction.Fill:
+    """What the models make of a batch; deterministic, and fit for `jax.jit`.
+
+    Args:
+      params: parameters.
+      batch: encoder_input_tokens [batch, length], and what goes with it.
+      mode: 'detect', 'fill' or 'encode': a function of `models.prediction`.
+      **options: of that function.
+
+    Returns:
+      detect: p(replaced), float32 [batch, length]; fill: `Fill`; encode: the
+      main model's hidden states [batch, length, embed_dim].
+    """
+    if mode not in _MODES:
+      raise UserError(f'mode: {mode!r} is not one of {tuple(_MODES)}')
+    method = functools.partial(_MODES[mode], **options)
+    return self.pretrainer.apply({'params': params}, batch, method=method)
+
+  def flops_per_step(self, batch_shape: tuple[int, int]) -> float:
+    """Model FLOPs of a training step on [batch, length]; heads where called.
+
+    An auxiliary's second pass, only to sample from, counts once.
+    """
+    rows, length = batch_shape
+    pretrainer = self.pretrainer
+    slots = min(pretrainer.max_predictions or length, length)
+    trained = flops.encoder(pretrainer.main.config, length)
+    sampled = 0.0
+    if pretrainer.auxiliary is not None:
+      auxiliary = pretrainer.auxiliary
+      trained += flops.encoder(auxiliary.config, length)
+      if auxiliary.dropout_rate:
+        sampled = flops.encoder(auxiliary.config, length)
+        sampled += flops.lm_head(auxiliary.config, slots)
+    calls: dict[str, int] = {}
+    for objective in pretrainer.objectives:
+      for head, n in objective.head_calls(length, slots).items():
+        calls[head] = max(n, calls.get(head, 0))
+    trained += sum(self._head(head, n) for head, n in calls.items())
+    return rows * (flops.TRAINING * trained + sampled)
+
+  def parameter_counts(self) -> dict[str, int]:
+    """Parameters by part, without making them.
+
+    Returns:
+      main: embedder and main model, what is fine-tuned (METRO-LM Table 3);
+      heads: the main model's, for pretraining; auxiliary: what it does not
+      share; total.
+    """
+    batch = self.build_batch_spec(1, 8)
+    boxed = jax.eval_shape(self.init, jax.random.key(0), batch)
+    sizes = {
+      part: sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+      for part, tree in nn.unbox(boxed).items()
+    }
+    return {
+      'main': sizes['embedder'] + sizes['main'],
+      'heads': sizes.get('rtd_head', 0) + sizes.get('lm_head', 0),
+      'auxiliary': sizes.get('auxiliary', 0),
+      'total': sum(sizes.values()),
+    }
+
+  def _configs(self) -> list[TransformerConfig]:
+    auxiliary = self.pretrainer.auxiliary
+    own = [] if auxiliary is None else [auxiliary.config]
+    return [self.pretrainer.config, *own]
+
+  def _progress(self, step: jax.Array | int) -> jax.Array | float:
+    if self.curriculum_steps is None:
+      return 1.0
+    return jnp.clip(step / self.curriculum_steps, 0.0, 1.0)
+
+  def _head(self, head: str, calls: int) -> float:
+    """Forward FLOPs of a head."""
+    config = self.pretrainer.config
+    if head == 'rtd':
+      return flops.rtd_head(config, calls)
+    if head == 'lm':
+      return flops.lm_head(config, calls, projection=False)
+    return flops.lm_head(self.pretrainer.auxiliary.config, calls)
+
+
+def _split(rng: jax.Array, names: tuple[str, ...]) -> dict[str, jax.Array]:
+  return dict(zip(names, jax.random.split(rng, len(names)), strict=True))

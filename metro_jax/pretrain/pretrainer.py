@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""METRO's equation (3), as a module.
+
+    X_orig --auxiliary--> X_noise --main--> H --objectives--> losses
+
+A method of the family is a choice of auxiliary, sampler, main model and
+objectives. The Pretrainer joins them: it owns what they share, which is the
+embedder and the heads.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from metro_jax.errors import UserError
+from metro_jax.metrics import BinaryHistogram, Mean
+from metro_jax.modules import (
+  Embedder,
+  EncoderOutput,
+  LMHead,
+  RTDHead,
+  TokenLogits,
+  TransformerConfig,
+)
+from metro_jax.pretrain.auxiliary import Proposal
+from metro_jax.pretrain.corruption import Batch, Corrupted, MaskedTokens
+from metro_jax.pretrain.objectives import MLM, RTD, CorrectiveLM, Objective
+from metro_jax.pretrain.sampling import Categorical, Sampler
+
+Metrics = dict[str, Mean | BinaryHistogram]
+
+# What the auxiliary can have in common with the main model.
+PARTS = ('token', 'position', 'norm', 'lm_bias')
+
+
+class Pretrainer(nn.Module):
+  """The recipe of a pretraining run.
+
+  Attributes:
+    config: of the embedder and the heads; the main model's.
+    main: takes embeddings, returns hidden states (`modules.Encoder`).
+    auxiliary: proposes replacements (`AuxiliaryModel`). None: batches come
+      corrupted, or masked for a main model that is to fill them in itself.
+    sampler: draws replacements from the proposal.
+    objectives: terms of the loss.
+    share: which of PARTS the auxiliary has in common with the main model:
+      all four is ELECTRA, ('token',) METRO-LM's constrained sharing.
+    dropout_rate: of the main model, on hidden states and attention, 0..1.
+    max_predictions: masked positions per row that are computed; None for the
+      sequence length. See `MaskedTokens.from_batch` for rows with more.
+  """
+
+  config: TransformerConfig
+  main: nn.Module
+  auxiliary: nn.Module | None = None
+  sampler: Sampler = Categorical()
+  objectives: Sequence[Objective] = (MLM(), RTD(), CorrectiveLM())
+  share: Sequence[str] = ('token',)
+  dropout_rate: float = 0.1
+  max_predictions: int | None = None
+
+  def setup(self) -> None:
+    """Declares what is shared; a head has parameters once it is called."""
+    check(self)
+    self.embedder = Embedder(self.config)
+    self.rtd_head = RTDHead(self.config)
+    self.lm_head = LMHead(self.config, projection=False)
+
+  def __call__(
+    self,
+    batch: Batch,
+    progress: jax.Array | float = 1.0,
+    train: bool = False,
+    normalizers: Mapping[str, jax.Array] | None = None,
+  ) -> tuple[jax.Array, Metrics]:
+    """The loss of a batch.
+
+    Args:
+      batch: see `MaskedTokens.from_batch`.
+      progress: fraction of training that has passed, 0..1.
+      train: whether dropout is on.
+      normalizers: what to divide each objective's total by, by name; None for
+        `counts` of this batch. A microbatch is given those of its whole batch.
+
+    Returns:
+      The loss, float32 scalar, and metrics.
+    """
+    masked = MaskedTokens.from_batch(batch, self.max_predictions)
+    corrupted = self.corrupt(masked, progress, train)
+    outputs = self.encode(corrupted.tokens, masked, train)
+    return self.loss(outputs, corrupted, normalizers)
+
+  def corrupt(
+    self, masked: MaskedTokens, progress: jax.Array | float, train: bool
+  ) -> Corrupted:
+    """X_orig --auxiliary--> X_noise."""
+    if self.auxiliary is None:
+      return Corrupted(masked.tokens, masked)
+    proposal = self.propose(masked, progress, train)
+    seed = jax.random.bits(self.make_rng('sample'), (), jnp.uint32)
+    ids = self.sampler(proposal.sampling_logits(), seed, masked.row_ids)
+    return Corrupted(masked.fill(ids), masked, proposal)
+
+  def propose(
+    self,
+    masked: MaskedTokens,
+    progress: jax.Array | float = 1.0,
+    train: bool = False,
+  ) -> Proposal:
+    """The auxiliary's distributions over what stands at masked positions."""
+    return self.auxiliary(masked, self.embedder, self.share, progress, train)
+
+  def encode(
+    self, tokens: jax.Array, masked: MaskedTokens, train: bool
+  ) -> EncoderOutput:
+    """X_noise --main--> H, for tokens that lie where those of `masked` do."""
+    dropout = masked.dropout(self.dropout_rate, train)
+    x = self.embedder(tokens, masked.positions, masked.valid, dropout)
+    return self.main(x, masked.segment_ids, masked.positions, dropout)
+
+  def loss(
+    self,
+    outputs: EncoderOutput,
+    corrupted: Corrupted,
+    normalizers: Mapping[str, jax.Array] | None = None,
+  ) -> tuple[jax.Array, Metrics]:
+    """H --objectives--> losses: sum of weight * total / normalizer."""
+    counts = self.counts(corrupted.masked)
+    divisors = {
+      name: jnp.maximum(count, 1.0)
+      for name, count in (normalizers or counts).items()
+    }
+    loss, metrics = jnp.zeros((), jnp.float32), self._corruption(corrupted)
+    for objective in self.objectives:
+      name, term = objective.name, objective(self, outputs, corrupted)
+      loss += objective.weight * term.total / divisors[name]
+      metrics |= term.metrics
+      metrics[f'loss/{name}'] = Mean(term.total, counts[name])
+    # The parts of a batch add up to its loss; batches weigh by their size.
+    size = self.objectives[0].name
+    metrics['loss'] = Mean(loss * divisors[size], counts[size])
+    return loss, jax.lax.stop_gradient(metrics)
+
+  def counts(self, masked: MaskedTokens) -> dict[str, jax.Array]:
+    """Each objective's count, by name."""
+    return {o.name: o.count(masked) for o in self.objectives}
+
+  def rtd_logits(self, h: jax.Array) -> jax.Array:
+    """Logit of "this token is the original", [...] of h [..., embed_dim]."""
+    return self.rtd_head(h)
+
+  def lm_logits(self, h: jax.Array, corrupted: Corrupted) -> TokenLogits:
+    """The main model's token predictions for h [..., embed_dim]."""
+    table = self.embedder.table()
+    if corrupted.proposal is None or 'lm_bias' not in self.share:
+      return self.lm_head(h, table)
+    if h.shape[-1] != table.shape[-1]:
+      raise UserError(
+        "Pretrainer.share: 'lm_bias' cannot be shared where table_dim"
+        f' {table.shape[-1]} is not embed_dim {h.shape[-1]}; leave it out'
+      )
+    # The bias is all that this head would have of its own.
+    return dataclasses.replace(
+      corrupted.proposal.token_logits, features=h, table=table
+    )
+
+  def _corruption(self, corrupted: Corrupted) -> Metrics:
+    """How much was replaced (METRO-LM Figure 3: of all tokens)."""
+    masked = corrupted.masked
+    masks = jnp.sum(masked.weights) + masked.dropped
+    return {
+      'replace_rate': Mean.of(corrupted.replaced, masked.valid),
+      'dropped_masks': Mean(masked.dropped, masks),
+    }
+
+
+def check(pretrainer: Pretrainer) -> None:
+  """Refuses parts that do not fit together."""
+  names = [objective.name for objective in pretrainer.objectives]
+  if not names or len(set(names)) < len(names):
+    raise UserError(
+      f'Pretrainer.objectives: {names} must be one or more different ones'
+    )
+  unknown = sorted(set(pretrainer.share) - set(PARTS))
+  if unknown:
+    raise UserError(f'Pretrainer.share: {unknown[0]!r} is not one of {PARTS}')
+  most = pretrainer.max_predictions
+  if most is not None and most < 1:
+    raise UserError(f'Pretrainer.max_predictions: {most} must be at least 1')
+  if not 0 <= pretrainer.dropout_rate < 1:
+    raise UserError(
+      f'Pretrainer.dropout_rate: {pretrainer.dropout_rate} is not in [0, 1)'
+    )
+  if pretrainer.auxiliary is None:
+    if MLM.name in names:
+      raise UserError(
+        'Pretrainer.objectives: MLM trains an auxiliary, and there is none;'
+        ' leave MLM out, or set Pretrainer.auxiliary'
+      )
+  elif 'token' in pretrainer.share:
+    _check_table(pretrainer.config, pretrainer.auxiliary.config)
+
+
+def _check_table(main: TransformerConfig, auxiliary: TransformerConfig) -> None:
+  for field in ('vocab_size', 'table_width'):
+    ours, theirs = getattr(main, field), getattr(auxiliary, field)
+    if ours != theirs:
+      raise UserError(
+        f"Pretrainer.share: 'token' shares a table of {field} {ours} with an"
+        f" auxiliary of {theirs}; make TransformerConfig's equal, or leave"
+        " 'token' out"
+      )
