@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trainer: it knows models and data by what they promise, not by name.
+
+`train` and `evaluate` are the entry points. step, state, partitioning,
+optimizers and schedules need nothing but jax, flax and optax.
+"""
+
+from metro_jax.training.checkpoints import CheckpointConfig, Checkpointer
+from metro_jax.training.evaluation import evaluate, Evaluator
+from metro_jax.training.loop import train, TrainResult
+from metro_jax.training.optimizers import adamw, Optimizer
+from metro_jax.training.partitioning import (
+  DEFAULT_RULES, Partitioner, zero_spec)
+from metro_jax.training.restore import find_checkpoint, restore_params
+from metro_jax.training.schedules import constant, linear_warmup_decay, rsqrt
+from metro_jax.training.state import TrainState
+
+__all__ = [
+  'adamw',
+  'CheckpointConfig',
+  'Checkpointer',
+  'constant',
+  'DEFAULT_RULES',
+  'evaluate',
+  'Evaluator',
+  'find_checkpoint',
+  'linear_warmup_decay',
+  'Optimizer',
+  'Partitioner',
+  'restore_params',
+  'rsqrt',
+  'train',
+  'TrainResult',
+  'TrainState',
+  'zero_spec',
+]

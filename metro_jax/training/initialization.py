@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The state a run starts from, made where it will live.
+
+A fresh state is created already sharded (a jit with output shardings), so no
+device ever holds it whole.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from metro_jax.models.base import Model
+from metro_jax.training import step as step_lib
+from metro_jax.training.partitioning import Partitioner
+from metro_jax.training.prefetch import Dataset
+from metro_jax.training.state import TrainState, unbox
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """The shapes of a state and where its parts lie.
+
+  Attributes:
+    boxed: Parameters in logical-axis boxes, as shapes.
+    state: TrainState of ShapeDtypeStruct, with shardings.
+    shardings: TrainState of NamedSharding.
+  """
+
+  boxed: PyTree
+  state: TrainState
+  shardings: TrainState
+
+
+def batch_spec(dataset: Dataset, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes of a batch of a dataset, with so many rows."""
+  sample = dataset.batch(0, slice(0, 1))
+  return {
+    name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype)
+    for name, x in sample.items()
+  }
+
+
+def make_layout(
+  model: Model,
+  optimizer: optax.GradientTransformation,
+  dataset: Dataset,
+  partitioner: Partitioner,
+) -> Layout:
+  """Plans a state without making it."""
+  batch = batch_spec(dataset, partitioner.batch_shards)
+  boxed = jax.eval_shape(model.init, jax.random.key(0), batch)
+  create = lambda params: TrainState.create(params, optimizer)
+  state = jax.eval_shape(create, unbox(boxed))
+  shardings = partitioner.state_shardings(boxed, state)
+  state = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    state, shardings,
+  )
+  return Layout(boxed, state, shardings)
+
+
+def params_layout(
+  model: Model, dataset: Dataset, partitioner: Partitioner
+) -> PyTree:
+  """Shapes and shardings of the parameters alone, for use without training."""
+  return make_layout(model, optax.identity(), dataset, partitioner).state.params
+
+
+def initial_state(
+  model: Model,
+  optimizer: optax.GradientTransformation,
+  dataset: Dataset,
+  partitioner: Partitioner,
+  layout: Layout,
+  random_seed: int,
+) -> TrainState:
+  """A fresh state, created sharded. The seed alone decides its values."""
+  spec = batch_spec(dataset, partitioner.batch_shards)
+
+  def create(rng: jax.Array) -> TrainState:
+    batch = {k: jnp.zeros(x.shape, x.dtype) for k, x in spec.items()}
+    params = unbox(model.init(rng, batch))
+    return TrainState.create(params, optimizer)
+
+  create = jax.jit(create, out_shardings=layout.shardings)
+  return create(jax.random.key(random_seed))
+
+
+def compile_step(
+  model: Model,
+  optimizer: optax.GradientTransformation,
+  dataset: Dataset,
+  partitioner: Partitioner,
+  layout: Layout,
+  num_microbatches: int,
+  random_seed: int,
+) -> tuple[Callable[..., Any], Callable[[], PyTree]]:
+  """Compiles the train step before the first batch is there.
+
+  Returns:
+    The step, see `step.make_train_step`, which overwrites (donates) state and
+    window; and a function that makes an empty window.
+  """
+  train_step = step_lib.make_train_step(
+    model, optimizer,
+    num_microbatches=num_microbatches, random_seed=random_seed,
+    gradient_shardings=partitioner.gradient_shardings(layout.boxed),
+  )
+  batch = {
+    name: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=partitioner.batch_sharding
+    )
+    for name, x in batch_spec(dataset, dataset.batch_size).items()
+  }
+  _, shapes, _ = jax.eval_shape(train_step, layout.state, None, batch)
+  everywhere = partitioner.replicated
+  window = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+    shapes,
+  )
+  jitted = jax.jit(
+    train_step, donate_argnums=(0, 1),
+    out_shardings=(layout.shardings, everywhere, everywhere),
+  )
+  empty_window = jax.jit(
+    lambda: step_lib.zeros_like(shapes), out_shardings=everywhere
+  )
+  return jitted.lower(layout.state, window, batch).compile(), empty_window
+
+
+def restore_window(window: PyTree, leaves: list[np.ndarray]) -> PyTree:
+  """Puts saved metrics into an empty window.
+
+  A model that reports other metrics than before starts a new window: they are
+  for reading, and no reason to refuse to go on.
+  """
+  empty, structure = jax.tree.flatten(window)
+  fits = [(x.shape, x.dtype) for x in empty] == [
+    (x.shape, x.dtype) for x in leaves
+  ]
+  if not fits:
+    return window
+  placed = [jax.device_put(x, e.sharding) for x, e in zip(leaves, empty)]
+  return jax.tree.unflatten(structure, placed)
