@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+# make quickstart   install into .venv, then text in, pretrained encoder out
+# make test         install into .venv, then the whole suite
+#
+# Another interpreter: make quickstart PYTHON=python3.12
+# An accelerator:      make quickstart EXTRAS=cuda      (or tpu)
+
+PYTHON ?=
+EXTRAS ?=
+PYTEST_FLAGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python metro_jax/scripts/install.py
+INSTALLED := $(VENV)/.installed
+INSTALLED_TEST := $(VENV)/.installed-test
+
+.DEFAULT_GOAL := help
+.PHONY: help install install-test quickstart test test-slow lint format clean
+
+help:
+	@sed -n 's/^# \{0,1\}\(make .*\)/\1/p; s/^# \(Another.*\)/\1/p' Makefile
+	@echo 'make test-slow    the tests that take minutes each'
+	@echo 'make lint         ruff check and format check;  make format mends'
+	@echo 'make clean        remove .venv, caches and runs/quickstart'
+
+$(VENV)/.made: metro_jax/scripts/make_venv.sh
+	@sh metro_jax/scripts/make_venv.sh $(VENV) $(PYTHON)
+	@touch $@
+
+# Stamps: installing is repeated when setup.py has changed since.
+$(INSTALLED): $(VENV)/.made setup.py
+	@$(INSTALL) --extras='$(EXTRAS)'
+	@touch $@
+
+$(INSTALLED_TEST): $(VENV)/.made setup.py
+	@$(INSTALL) --extras='test,$(EXTRAS)'
+	@touch $(INSTALLED) $@
+
+install: $(INSTALLED)
+
+install-test: $(INSTALLED_TEST)
+
+quickstart: $(INSTALLED)
+	@$(BIN)/python -m metro_jax.scripts.quickstart
+
+test: $(INSTALLED_TEST)
+	$(BIN)/python -m pytest -n 2 -m 'not slow' $(PYTEST_FLAGS)
+
+test-slow: $(INSTALLED_TEST)
+	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
+
+lint: $(INSTALLED_TEST)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(INSTALLED_TEST)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache build dist ./*.egg-info \
+	  runs/quickstart
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
