@@ -6,6 +6,7 @@ function of (seed, step), so a resumed run finds its place instead of replaying
 it. Nothing here needs TensorFlow or seqio unless a registry name asks for it.
 """
 
+from metro_jax.data.corpus import corpus as corpus
 from metro_jax.data.masking import max_predictions as max_predictions
 from metro_jax.data.sources import Docstrings as Docstrings
 from metro_jax.data.sources import Registered as Registered

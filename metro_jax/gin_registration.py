@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What gin files and command lines may bind, by name.
+
+Library code is gin-free: this is the only place where gin meets it. Recipes
+import this module, so that a command line can also name parts that no file
+mentions (`--gin.OBJECTIVES="(@pretrain.MLM(), @pretrain.RTD())"`).
+`gin.register` leaves the classes as they are: constructed directly, they are
+not configured.
+"""
+
+import gin
+
+from metro_jax import data, models, modules, pretrain, training
+
+_PARTS = {
+  'modules': (
+    modules.Encoder,
+    modules.PositionConfig,
+    modules.TransformerConfig,
+  ),
+  'pretrain': (
+    pretrain.Auxiliary,
+    pretrain.Categorical,
+    pretrain.CorrectiveLM,
+    pretrain.Gumbel,
+    pretrain.MLM,
+    pretrain.Pretrainer,
+    pretrain.RTD,
+  ),
+  'models': (models.PretrainingModel,),
+  'data': (
+    data.TextFiles,
+    data.TokenDataset,
+    data.max_predictions,
+    data.corpus,
+  ),
+  'training': (
+    training.CheckpointConfig,
+    training.Partitioner,
+    training.adamw,
+    training.constant,
+    training.evaluate,
+    training.linear_warmup_decay,
+    training.rsqrt,
+    training.train,
+  ),
+}
+
+for _module, _configurables in _PARTS.items():
+  for _configurable in _configurables:
+    gin.register(_configurable, module=_module)
