@@ -6,11 +6,14 @@ optimizers and schedules need nothing but jax, flax and optax.
 """
 
 from metro_jax.training.checkpoints import CheckpointConfig, Checkpointer
-from metro_jax.training.evaluation import evaluate, Evaluator
-from metro_jax.training.loop import train, TrainResult
-from metro_jax.training.optimizers import adamw, Optimizer
+from metro_jax.training.evaluation import Evaluator, evaluate
+from metro_jax.training.loop import TrainResult, train
+from metro_jax.training.optimizers import Optimizer, adamw
 from metro_jax.training.partitioning import (
-  DEFAULT_RULES, Partitioner, zero_spec)
+  DEFAULT_RULES,
+  Partitioner,
+  zero_spec,
+)
 from metro_jax.training.restore import find_checkpoint, restore_params
 from metro_jax.training.schedules import constant, linear_warmup_decay, rsqrt
 from metro_jax.training.state import TrainState

@@ -10,13 +10,13 @@ whole unless the disk lost something later; restoring then falls back to the
 one before.
 """
 
-from collections.abc import Callable, Mapping
 import contextlib
 import dataclasses
 import os
 import pathlib
 import re
 import shutil
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -26,7 +26,7 @@ import orbax.checkpoint as ocp
 from metro_jax.errors import UserError
 from metro_jax.training import restore
 from metro_jax.training.restore import PREFIX
-from metro_jax.training.state import named_leaves, TrainState
+from metro_jax.training.state import TrainState, named_leaves
 
 PyTree = Any
 Notify = Callable[[str], None]
@@ -164,13 +164,19 @@ class Checkpointer:
     with contextlib.suppress(OSError, ValueError):
       self._manager.close()
     self._manager = self._open()
-    known = re.search('No space left[a-z ]*|File too large|[Qq]uota', str(error))
-    self._tell_failure(step, known.group() if known else restore.first_line(error))
+    known = re.search(
+      'No space left[a-z ]*|File too large|[Qq]uota', str(error)
+    )
+    self._tell_failure(
+      step, known.group() if known else restore.first_line(error)
+    )
 
   def _tell_failure(self, step: int | None, reason: str) -> None:
     last = self._manager.latest_step()
-    good = 'there is no older one' if last is None else (
-      f'{PREFIX}_{last} stays good'
+    good = (
+      'there is no older one'
+      if last is None
+      else (f'{PREFIX}_{last} stays good')
     )
     self._notify(
       f'warning: {PREFIX}_{step} was not saved in {self.directory}: {reason};'
@@ -206,8 +212,8 @@ class Checkpointer:
       step, error = next(iter(broken.items()))
       raise UserError(
         f'{self.directory}: no checkpoint can be read ({PREFIX}_{step}:'
-        f' {restore.first_line(error)}); restore them from a copy, or start anew in'
-        ' another MODEL_DIR'
+        f' {restore.first_line(error)}); bring one back from a copy, or start'
+        ' anew in another MODEL_DIR'
       )
     return None
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether model, data and MODEL_DIR belong together, before any work is done."""
+"""Whether model, data and MODEL_DIR belong together, before work is done."""
 
-from collections.abc import Mapping
 import os
 import pathlib
 import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -88,8 +88,11 @@ def check_same_data(
     model_dir: For the message.
   """
   for name, parts in (
-    ('fingerprint', 'SOURCE, VOCABULARY, LENGTH, BATCH_SIZE, MASK_RATE,'
-     ' PACKING or the text itself'),
+    (
+      'fingerprint',
+      'SOURCE, VOCABULARY, LENGTH, BATCH_SIZE, MASK_RATE,'
+      ' PACKING or the text itself',
+    ),
     ('seed', 'RANDOM_SEED'),
   ):
     if saved.get(name) != now[name]:

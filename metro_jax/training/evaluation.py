@@ -5,9 +5,9 @@ Two evaluations of the same parameters are equal to the bit, and those of one
 run can be compared with one another.
 """
 
-from collections.abc import Callable, Mapping
 import contextlib
 import pathlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,11 +16,8 @@ import jax.numpy as jnp
 from metro_jax import metrics as metrics_lib
 from metro_jax.errors import UserError
 from metro_jax.models.base import Model
-from metro_jax.training import checks
-from metro_jax.training import initialization
-from metro_jax.training import restore
+from metro_jax.training import checks, initialization, restore, summaries
 from metro_jax.training import step as step_lib
-from metro_jax.training import summaries
 from metro_jax.training.partitioning import Partitioner
 from metro_jax.training.preemption import StopSignal
 from metro_jax.training.prefetch import Dataset, device_batches
@@ -63,7 +60,8 @@ class Evaluator:
     self._zeros: Callable[[], PyTree] | None = None
     self._eval_step = jax.jit(
       step_lib.make_eval_step(model),
-      donate_argnums=1, out_shardings=partitioner.replicated,
+      donate_argnums=1,
+      out_shardings=partitioner.replicated,
     )
 
   def run(
@@ -145,7 +143,6 @@ def evaluate(
   model: Model,
   model_dir: str,
   eval_datasets: Mapping[str, Dataset],
-  optimizer: Any = None,
   eval_steps: int | None = None,
   step: int | None = None,
   partitioner: Partitioner | None = None,
@@ -157,7 +154,6 @@ def evaluate(
     model: What was trained.
     model_dir: Where the checkpoints are.
     eval_datasets: Data by name.
-    optimizer: Not used; a run file may bind it for both entry points.
     eval_steps: Batches of each dataset; None for all.
     step: Which checkpoint; None for the newest.
     partitioner: How to split the work; all devices on `data` by default.
@@ -166,7 +162,6 @@ def evaluate(
   Returns:
     Metrics by dataset.
   """
-  del optimizer
   partitioner = partitioner or Partitioner()
   checkpoint = restore.find_checkpoint(model_dir, step)
   step = int(checkpoint.name.removeprefix(f'{restore.PREFIX}_'))

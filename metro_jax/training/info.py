@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """model-info.txt: every parameter, where it lies, and what it all weighs."""
 
-from collections.abc import Mapping
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from metro_jax.training.initialization import Layout
-from metro_jax.training.partitioning import bytes_per_device, Partitioner
+from metro_jax.training.partitioning import Partitioner, bytes_per_device
 from metro_jax.training.state import named_leaves
 
 PyTree = Any
@@ -45,10 +45,16 @@ def _parameter_table(layout: Layout) -> str:
   params = named_leaves(layout.state.params)
   rows = [('Parameter', 'Count', 'Shape', 'Type', 'Axes', 'Sharding')]
   for (name, x), names in zip(params.items(), axes, strict=True):
-    rows.append((
-      name, f'{math.prod(x.shape):,}', str(tuple(x.shape)), str(x.dtype),
-      _spec(names), _spec(x.sharding.spec),
-    ))
+    rows.append(
+      (
+        name,
+        f'{math.prod(x.shape):,}',
+        str(tuple(x.shape)),
+        str(x.dtype),
+        _spec(names),
+        _spec(x.sharding.spec),
+      )
+    )
   return align(rows)
 
 
@@ -73,8 +79,9 @@ def _totals_table(params: PyTree) -> str:
 
 
 def _slots_line(layout: Layout) -> str:
-  slots = sum(math.prod(x.shape) for x in jax.tree.leaves(
-    layout.state.opt_state))
+  slots = sum(
+    math.prod(x.shape) for x in jax.tree.leaves(layout.state.opt_state)
+  )
   return f'Optimizer slots: {slots:,} numbers'
 
 
@@ -110,9 +117,9 @@ def _memory_table(layout: Layout, partitioner: Partitioner) -> str:
 def align(rows: list[tuple[str, ...]]) -> str:
   """Rows as columns; what looks like a number is set to the right."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+
   def cell(text: str, width: int) -> str:
     number = text.replace(',', '').replace('.', '').isdigit()
     return text.rjust(width) if number else text.ljust(width)
-  return '\n'.join(
-    '  '.join(map(cell, row, widths)).rstrip() for row in rows
-  )
+
+  return '\n'.join('  '.join(map(cell, row, widths)).rstrip() for row in rows)

@@ -5,8 +5,9 @@ A fresh state is created already sharded (a jit with output shardings), so no
 device ever holds it whole.
 """
 
-from collections.abc import Callable
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -56,12 +57,14 @@ def make_layout(
   """Plans a state without making it."""
   batch = batch_spec(dataset, partitioner.batch_shards)
   boxed = jax.eval_shape(model.init, jax.random.key(0), batch)
-  create = lambda params: TrainState.create(params, optimizer)
-  state = jax.eval_shape(create, unbox(boxed))
+  state = jax.eval_shape(
+    functools.partial(TrainState.create, optimizer=optimizer), unbox(boxed)
+  )
   shardings = partitioner.state_shardings(boxed, state)
   state = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    state, shardings,
+    state,
+    shardings,
   )
   return Layout(boxed, state, shardings)
 
@@ -109,8 +112,10 @@ def compile_step(
     window; and a function that makes an empty window.
   """
   train_step = step_lib.make_train_step(
-    model, optimizer,
-    num_microbatches=num_microbatches, random_seed=random_seed,
+    model,
+    optimizer,
+    num_microbatches=num_microbatches,
+    random_seed=random_seed,
     gradient_shardings=partitioner.gradient_shardings(layout.boxed),
   )
   batch = {
@@ -126,7 +131,8 @@ def compile_step(
     shapes,
   )
   jitted = jax.jit(
-    train_step, donate_argnums=(0, 1),
+    train_step,
+    donate_argnums=(0, 1),
     out_shardings=(layout.shardings, everywhere, everywhere),
   )
   empty_window = jax.jit(
@@ -147,5 +153,5 @@ def restore_window(window: PyTree, leaves: list[np.ndarray]) -> PyTree:
   ]
   if not fits:
     return window
-  placed = [jax.device_put(x, e.sharding) for x, e in zip(leaves, empty)]
-  return jax.tree.unflatten(structure, placed)
+  shardings = [x.sharding for x in empty]
+  return jax.tree.unflatten(structure, jax.device_put(leaves, shardings))

@@ -8,14 +8,14 @@ yet logged. At any step the order is log, evaluate, save; so what a checkpoint
 follows is on disk before it.
 """
 
-from collections import deque
-from collections.abc import Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
 import pathlib
 import signal as signals
 import time
+from collections import deque
+from collections.abc import Mapping, Sequence
 
 import jax
 import optax
@@ -23,17 +23,17 @@ import optax
 from metro_jax import flops as flops_lib
 from metro_jax import metrics as metrics_lib
 from metro_jax.models.base import Model
-from metro_jax.training import checks
-from metro_jax.training import info
-from metro_jax.training import initialization
-from metro_jax.training import restore
+from metro_jax.training import checks, info, initialization, restore
 from metro_jax.training.checkpoints import (
-  Checkpoint, CheckpointConfig, Checkpointer)
+  Checkpoint,
+  CheckpointConfig,
+  Checkpointer,
+)
 from metro_jax.training.evaluation import Evaluation
 from metro_jax.training.meter import Meter
 from metro_jax.training.partitioning import Partitioner
-from metro_jax.training.prefetch import Dataset, device_batches
 from metro_jax.training.preemption import StopSignal
+from metro_jax.training.prefetch import Dataset, device_batches
 from metro_jax.training.profiling import Profiler
 from metro_jax.training.progress import DEFAULT_COLUMNS, Progress
 from metro_jax.training.state import TrainState
@@ -154,8 +154,10 @@ def train(
         )
     first_step = int(state.step)
     if first_step >= train_steps:
-      progress.note(f'{model_dir} is at step {first_step} of {train_steps}:'
-                    ' nothing to do; raise TRAIN_STEPS to go on')
+      progress.note(
+        f'{model_dir} is at step {first_step} of {train_steps}:'
+        ' nothing to do; raise TRAIN_STEPS to go on'
+      )
       return TrainResult(state, first_step)
     progress.note(_start_line(first_step, train_steps, restored, model_dir))
 
@@ -164,7 +166,9 @@ def train(
     # ------------------------------------------------------------------
     checks.write_assets(train_dataset, model_dir, page)
     open_writer = functools.partial(
-      MetricWriter, resume_step=first_step, tensorboard=tensorboard,
+      MetricWriter,
+      resume_step=first_step,
+      tensorboard=tensorboard,
       notify=progress.note,
     )
     writer = open_writer(pathlib.Path(model_dir) / 'train')
@@ -177,8 +181,13 @@ def train(
     # ------------------------------------------------------------------
     started = time.monotonic()
     train_step, empty_window = initialization.compile_step(
-      model, optimizer, train_dataset, partitioner, layout,
-      num_microbatches, random_seed,
+      model,
+      optimizer,
+      train_dataset,
+      partitioner,
+      layout,
+      num_microbatches,
+      random_seed,
     )
     progress.note(f'compiled in {time.monotonic() - started:.1f} s')
     window = empty_window()
@@ -193,8 +202,10 @@ def train(
     profiler = Profiler(model_dir, first_step, profile_steps)
     stack.callback(profiler.close)
     meter = Meter(
-      train_dataset.batch_size, train_dataset.batch_size * train_dataset.length,
-      _flops_per_step(model, train_dataset), _peak_flops(),
+      train_dataset.batch_size,
+      train_dataset.batch_size * train_dataset.length,
+      _flops_per_step(model, train_dataset),
+      _peak_flops(),
     )
 
     # ------------------------------------------------------------------
@@ -230,8 +241,8 @@ def train(
       if step % checkpoints.period == 0 or last or stopping:
         with meter.paused():
           position = dict(train_dataset.position(step))
-          save = checkpointer.save_final if last or stopping else (
-            checkpointer.save
+          save = (
+            checkpointer.save_final if last or stopping else (checkpointer.save)
           )
           save(state, {**identity, 'position': position}, window)
 

@@ -5,9 +5,9 @@ Compilation, evaluation and waiting for a disk are not time of steps: the
 clock is stopped for them, or has not started.
 """
 
-from collections.abc import Iterator
 import contextlib
 import time
+from collections.abc import Iterator
 
 import jax
 

@@ -5,9 +5,9 @@ Parameters are addressed by regular expressions over slash-joined names
 (`auxiliary/.*`), matched from the start of the name to its end.
 """
 
-from collections.abc import Callable, Sequence
 import dataclasses
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -66,8 +66,8 @@ def adamw(
   Returns:
     An optimizer.
   """
-  schedule = learning_rate if callable(learning_rate) else (
-    lambda step: learning_rate
+  schedule = (
+    learning_rate if callable(learning_rate) else (lambda step: learning_rate)
   )
   if clip_norm is not None and clip_norm <= 0:
     raise UserError(
@@ -75,11 +75,17 @@ def adamw(
       ' for no clipping'
     )
   decayed = optax.adamw(
-    schedule, b1=b1, b2=b2, eps=epsilon, weight_decay=weight_decay,
+    schedule,
+    b1=b1,
+    b2=b2,
+    eps=epsilon,
+    weight_decay=weight_decay,
     mask=lambda params: _unmatched(params, no_decay, 'no_decay'),
   )
-  clip = optax.identity() if clip_norm is None else (
-    optax.clip_by_global_norm(clip_norm)
+  clip = (
+    optax.identity()
+    if clip_norm is None
+    else (optax.clip_by_global_norm(clip_norm))
   )
   transformation = optax.chain(clip, decayed)
   if frozen:
@@ -91,11 +97,13 @@ def _freeze(
   transformation: optax.GradientTransformation, frozen: Sequence[str]
 ) -> optax.GradientTransformation:
   """The transformation on all but the frozen, which get a zero update."""
+
   def labels(params: PyTree) -> PyTree:
     return jax.tree.map(
       lambda trained: 'trained' if trained else 'frozen',
       _unmatched(params, frozen, 'frozen'),
     )
+
   parts = {'trained': transformation, 'frozen': optax.set_to_zero()}
   return optax.multi_transform(parts, labels)
 

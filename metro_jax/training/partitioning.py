@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a run lies on its devices: one mesh, one table of rules, ZeRO by sharding.
+"""How a run lies on its devices: a mesh, a table of rules, ZeRO by sharding.
 
 The mesh has three axes. `data` splits the batch; `fsdp` splits the batch and
 also the parameters (along their `embed` axis); `tensor` splits heads, MLP and
@@ -16,11 +16,11 @@ what a stage says, and XLA emits the collectives.
 Nothing that is computed depends on the mesh but the order of sums.
 """
 
-from collections.abc import Iterator, Sequence
 import contextlib
 import dataclasses
 import functools
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -28,8 +28,7 @@ import jax
 import numpy as np
 
 from metro_jax.errors import UserError
-from metro_jax.training.state import (
-  named_leaves, path_names, TrainState, unbox)
+from metro_jax.training.state import TrainState, named_leaves, path_names, unbox
 
 PyTree = Any
 Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
@@ -139,7 +138,8 @@ class Partitioner:
     # Auto: explicit axis types, make_mesh's default, refuse the constraints
     # that this module places.
     return jax.make_mesh(
-      (data, self.fsdp, self.tensor), MESH_AXES,
+      (data, self.fsdp, self.tensor),
+      MESH_AXES,
       axis_types=(jax.sharding.AxisType.Auto,) * 3,
     )
 
@@ -196,7 +196,8 @@ class Partitioner:
     logical = nn.get_partition_spec(boxed)
     return jax.tree.map(
       lambda spec: nn.logical_to_mesh_axes(spec, self.rules),
-      logical, is_leaf=lambda x: isinstance(x, PartitionSpec),
+      logical,
+      is_leaf=lambda x: isinstance(x, PartitionSpec),
     )
 
   def state_shardings(self, boxed: PyTree, state: TrainState) -> TrainState:
@@ -233,19 +234,20 @@ class Partitioner:
     def named(spec: PartitionSpec, array: Any) -> NamedSharding:
       full = zero_spec(spec, array.shape, self.mesh) if zero else spec
       return NamedSharding(self.mesh, full)
-    is_spec = lambda x: isinstance(x, PartitionSpec)
-    return jax.tree.map(named, specs, shapes, is_leaf=is_spec)
+
+    return jax.tree.map(named, specs, shapes, is_leaf=_is_spec)
 
   def _check_divides(self, boxed: PyTree, specs: PyTree) -> None:
     """Raises UserError naming the first dimension that its axis leaves over."""
-    is_spec = lambda x: isinstance(x, PartitionSpec)
     shapes = named_leaves(unbox(boxed))
-    logical = jax.tree.leaves(nn.get_partition_spec(boxed), is_leaf=is_spec)
-    mesh_axes = jax.tree.leaves(specs, is_leaf=is_spec)
+    logical = jax.tree.leaves(nn.get_partition_spec(boxed), is_leaf=_is_spec)
+    mesh_axes = jax.tree.leaves(specs, is_leaf=_is_spec)
     for (name, array), names, axes in zip(
       shapes.items(), logical, mesh_axes, strict=True
     ):
-      for size, logical_name, axis in zip(array.shape, names, axes):
+      for size, logical_name, axis in zip(
+        array.shape, names, axes, strict=False
+      ):
         axis_names = axis if isinstance(axis, tuple) else (axis,)
         parts = math.prod(self.mesh.shape[a] for a in axis_names if a)
         if size % parts:
@@ -256,25 +258,28 @@ class Partitioner:
           )
 
 
+def _is_spec(x: Any) -> bool:
+  return isinstance(x, PartitionSpec)
+
+
 def _nearest(value: int, multiple: int) -> int:
   return max(multiple, round(value / multiple) * multiple)
 
 
-def _slot_specs(
-  opt_state: PyTree, params: PyTree, specs: PyTree
-) -> PyTree:
+def _slot_specs(opt_state: PyTree, params: PyTree, specs: PyTree) -> PyTree:
   """Spec of each slot: its parameter's if of the same shape, else replicated.
 
   A slot belongs to the parameter whose name its own path ends with.
   """
-  is_spec = lambda x: isinstance(x, PartitionSpec)
   paths = [
     path_names(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)
   ]
   of_param = {
     path: (array.shape, spec)
     for path, array, spec in zip(
-      paths, jax.tree.leaves(params), jax.tree.leaves(specs, is_leaf=is_spec),
+      paths,
+      jax.tree.leaves(params),
+      jax.tree.leaves(specs, is_leaf=_is_spec),
       strict=True,
     )
   }
@@ -292,7 +297,9 @@ def _slot_specs(
 
 def bytes_per_device(shapes: PyTree, shardings: PyTree) -> int:
   """Bytes of one device's share of a sharded tree."""
+
   def share(array: Any, sharding: NamedSharding) -> int:
     local = sharding.shard_shape(array.shape)
     return math.prod(local) * np.dtype(array.dtype).itemsize
+
   return sum(jax.tree.leaves(jax.tree.map(share, shapes, shardings)))

@@ -51,5 +51,6 @@ class StopSignal:
     """
     if jax.process_count() > 1:
       from jax.experimental import multihost_utils
+
       return multihost_utils.reached_preemption_sync_point(step)
     return self.received is not None

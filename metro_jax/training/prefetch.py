@@ -6,10 +6,10 @@ early, on another thread, and there is no iterator whose position could be
 lost.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
-import itertools
 from typing import Protocol, TypeVar
 
 import jax

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a person sees: a live bar on a terminal, plain lines in a log."""
 
-from collections.abc import Mapping, Sequence
 import math
 import sys
 import types
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 import jax
@@ -109,9 +109,10 @@ def format_line(
   columns: Sequence[tuple[str, str, str]] = DEFAULT_COLUMNS,
 ) -> str:
   """One line: step, losses, columns, speed, time left."""
-  parts = [f'step {step:>{len(str(total))}}/{total}', *format_metrics(
-    metrics, columns
-  )]
+  parts = [
+    f'step {step:>{len(str(total))}}/{total}',
+    *format_metrics(metrics, columns),
+  ]
   if rates:
     parts.append(f'{human(rates["timing/tokens_per_second"])} tokens/s')
     if 'timing/tflops_per_second_per_device' in rates:
@@ -130,8 +131,10 @@ def format_metrics(
 ) -> list[str]:
   """Losses first, then the asked columns, each as `name value`."""
   losses = [name for name in metrics if name.split('/')[0] == 'loss']
-  parts = [f'{name.removeprefix("loss/")} {metrics[name]:.4g}'
-           for name in sorted(losses)]
+  parts = [
+    f'{name.removeprefix("loss/")} {metrics[name]:.4g}'
+    for name in sorted(losses)
+  ]
   for name, words, kind in columns:
     if name in metrics:
       value = metrics[name]
@@ -154,7 +157,9 @@ def duration(seconds: float) -> str:
     return '?'
   whole = round(seconds)
   for size, big, small, unit in (
-    (86400, 'd', 'h', 3600), (3600, 'h', 'm', 60), (60, 'm', 's', 1)
+    (86400, 'd', 'h', 3600),
+    (3600, 'h', 'm', 60),
+    (60, 'm', 's', 1),
   ):
     if whole >= size:
       return f'{whole // size}{big}{whole % size // unit:02d}{small}'

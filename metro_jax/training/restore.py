@@ -5,16 +5,16 @@ Reads what is asked for and nothing else: no optimizer slots, and of the
 parameters only the named subset, each straight onto its devices.
 """
 
-from collections.abc import Mapping, Sequence
 import pathlib
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
 from metro_jax.errors import UserError
-from metro_jax.training.state import named_leaves, path_names, TrainState
+from metro_jax.training.state import TrainState, named_leaves, path_names
 
 PyTree = Any
 PREFIX = 'checkpoint'
@@ -43,8 +43,7 @@ def find_checkpoint(path: str, step: int | None = None) -> pathlib.Path:
     raise UserError(f'{path} holds no checkpoint; has training saved one yet?')
   if step is not None and step not in steps:
     raise UserError(
-      f'{path} holds no {PREFIX}_{step}; it has'
-      f' {", ".join(map(str, steps))}'
+      f'{path} holds no {PREFIX}_{step}; it has {", ".join(map(str, steps))}'
     )
   chosen = steps[-1] if step is None else step
   return root / f'{PREFIX}_{chosen}'
@@ -69,7 +68,8 @@ def restore_params(
   """
   checkpoint = find_checkpoint(path, step)
   names = {
-    name: x for name, x in named_leaves(like).items()
+    name: x
+    for name, x in named_leaves(like).items()
     if any(re.fullmatch(pattern, name) for pattern in subset)
   }
   if not names:
@@ -85,8 +85,9 @@ def restore_params(
       f'{checkpoint} cannot be read ({first_line(error)}); restore it from a'
       ' copy, or name another step'
     ) from None
-  pick = lambda key_path, _: values.get('/'.join(path_names(key_path)))
-  return jax.tree_util.tree_map_with_path(pick, like)
+  return jax.tree_util.tree_map_with_path(
+    lambda key_path, _: values.get('/'.join(path_names(key_path))), like
+  )
 
 
 def saved_params(checkpoint: pathlib.Path) -> dict[str, tuple[int, ...]]:
@@ -152,9 +153,9 @@ def load_initial(
   """Replaces parameters of a fresh state by those of a checkpoint."""
   loaded = restore_params(path, state.params, subset)
   params = jax.tree.map(
-    lambda new, old: old if new is None else new, loaded, state.params,
+    lambda new, old: old if new is None else new,
+    loaded,
+    state.params,
     is_leaf=lambda x: x is None,
   )
   return state.replace(params=params)
-
-

@@ -8,11 +8,11 @@ and the optimizer's `frozen` patterns keep them still and without slots.
 from collections.abc import Mapping
 from typing import Any
 
-from flax import struct
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct
 
 PyTree = Any
 
@@ -61,10 +61,13 @@ def unbox(boxed: PyTree) -> PyTree:
 
   Flax's own unboxing adds a sharding constraint, which shapes cannot take.
   """
-  is_box = lambda x: isinstance(x, nn.meta.AxisMetadata)
   return jax.tree.map(
-    lambda x: x.value if is_box(x) else x, boxed, is_leaf=is_box
+    lambda x: x.value if _is_box(x) else x, boxed, is_leaf=_is_box
   )
+
+
+def _is_box(x: Any) -> bool:
+  return isinstance(x, nn.meta.AxisMetadata)
 
 
 def path_names(path: tuple[Any, ...]) -> tuple[str, ...]:

@@ -11,8 +11,8 @@ global batch. So microbatches, shardings and device counts change nothing but
 the order of sums.
 """
 
-from collections.abc import Callable
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -107,6 +107,7 @@ def _make_gradients_of(
       return model.loss_fn(
         params, batch, rng, step, train=True, normalizers=normalizers
       )
+
     (loss, metrics), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
       params
     )
@@ -145,7 +146,8 @@ def non_padding_fraction(batch: Batch) -> Metrics:
     key.removesuffix(suffix): Mean(
       total=jnp.sum(ids != 0, dtype=jnp.float32), count=jnp.float32(ids.size)
     )
-    for key, ids in batch.items() if key.endswith(suffix)
+    for key, ids in batch.items()
+    if key.endswith(suffix)
   }
   if fractions:
     fractions['overall'] = functools.reduce(add, list(fractions.values()))
@@ -166,9 +168,11 @@ def take_microbatch(
   Interleaved rather than in blocks: each device then holds an equal share of
   every microbatch already, and nothing moves between devices.
   """
+
   def take(x: jax.Array) -> jax.Array:
     parts = x.reshape(x.shape[0] // count, count, *x.shape[1:])
     return jax.lax.dynamic_index_in_dim(parts, index, axis=1, keepdims=False)
+
   return jax.tree.map(take, batch)
 
 

@@ -6,12 +6,12 @@ the lines after the restored step are dropped, so the file of a run that was
 killed equals that of one that was not.
 """
 
-from collections.abc import Callable, Mapping
-from concurrent import futures
 import json
 import math
 import os
 import pathlib
+from collections.abc import Callable, Mapping
+from concurrent import futures
 from typing import Any
 
 import jax

@@ -28,19 +28,31 @@ class ToyModel:
   def init(self, rng, batch):
     del batch
     keys = jax.random.split(rng, 4)
+
     def box(key, shape, *axes):
       value = 0.1 * jax.random.normal(key, shape)
       return nn.LogicallyPartitioned(value, axes)
+
     wide = 2 * self.width
     return {
-      'embedder': {'token': {'embedding': box(
-        keys[0], (self.vocab_size, self.width), 'vocab', 'embed')}},
+      'embedder': {
+        'token': {
+          'embedding': box(
+            keys[0], (self.vocab_size, self.width), 'vocab', 'embed'
+          )
+        }
+      },
       'main': {
-        'wi': {'kernel': box(keys[1], (self.width, wide), 'embed', 'mlp'),
-               'bias': box(keys[1], (wide,), 'mlp')},
+        'wi': {
+          'kernel': box(keys[1], (self.width, wide), 'embed', 'mlp'),
+          'bias': box(keys[1], (wide,), 'mlp'),
+        },
         'wo': {'kernel': box(keys[2], (wide, self.width), 'mlp', 'embed')},
-        'query': {'kernel': box(
-          keys[3], (self.width, self.heads, 4), 'embed', 'heads', 'kv')},
+        'query': {
+          'kernel': box(
+            keys[3], (self.width, self.heads, 4), 'embed', 'heads', 'kv'
+          )
+        },
       },
     }
 
@@ -59,14 +71,17 @@ class ToyModel:
     wi, wo = params['main']['wi'], params['main']['wo']
     h = jax.nn.gelu(x @ wi['kernel'] + wi['bias'])
     if train:
+
       def keep(row):
         key = jax.random.fold_in(rng, row)
         return jax.random.bernoulli(key, 1 - self.dropout, h.shape[1:])
+
       h = h * jax.vmap(keep)(batch['row_ids'])
     logits = jnp.einsum('ble,ve->blv', x + h @ wo['kernel'], table)
     target = batch['encoder_target_tokens']
     picked = jnp.take_along_axis(
-      jax.nn.log_softmax(logits), target[..., None], -1)[..., 0]
+      jax.nn.log_softmax(logits), target[..., None], -1
+    )[..., 0]
     total = -jnp.sum(picked * weights)
     correct = jnp.sum((jnp.argmax(logits, -1) == target) * weights)
     metrics = {
@@ -109,8 +124,10 @@ class ToyDataset:
     place = np.arange(self.length)
     tokens = 5 + (index[:, None] * 7 + place) % (self.vocab_size - 5)
     filled = place < 4 + index[:, None] % 5
-    draw = [np.random.default_rng((self.seed, e, i)).random(self.length)
-            for e, i in zip(epoch, index, strict=True)]
+    draw = [
+      np.random.default_rng((self.seed, e, i)).random(self.length)
+      for e, i in zip(epoch, index, strict=True)
+    ]
     masked = (np.stack(draw) < 0.4) & filled
     masked[:, 0] = True
     tokens = np.where(filled, tokens, 0).astype(np.int32)
@@ -119,8 +136,9 @@ class ToyDataset:
       'encoder_target_tokens': tokens,
       'encoder_loss_weights': masked.astype(np.float32),
       'encoder_segment_ids': filled.astype(np.int32),
-      'encoder_positions': np.broadcast_to(
-        place, tokens.shape).astype(np.int32),
+      'encoder_positions': np.broadcast_to(place, tokens.shape).astype(
+        np.int32
+      ),
     }
 
   def save_assets(self, model_dir):
