@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
   vocabulary = sources.vocabulary_for(
     source, flags.vocabulary, flags.vocabulary_size, root
   )
-  print(f'vocabulary  {vocabulary.size:,} ids  {vocabulary.path}')
+  print(f'vocabulary      {vocabulary.size:,} ids  {vocabulary.path}')
   shown = set()
   for split in flags.splits:
     cache = sources.cache_for(source, split, vocabulary, root)
@@ -90,7 +90,7 @@ def _table(cache: TokenCache) -> str:
     'size': f'{about["bytes"] / 1e6:,.1f} MB',
     'token cache': about['path'],
   }
-  return '\n'.join(f'{name:<14}{value}' for name, value in lines.items())
+  return '\n'.join(f'{name:<16}{value}' for name, value in lines.items())
 
 
 if __name__ == '__main__':

@@ -7,7 +7,6 @@ placeholder, tokenising, is what `seqio_cache_tasks` keeps; masks are drawn
 afresh each time. Registering reads and downloads nothing.
 """
 
-import os
 from collections.abc import Callable, Iterator
 
 import seqio
@@ -15,7 +14,6 @@ import tensorflow as tf
 
 from metro_jax.data import seqio_preprocessors, seqio_vocabulary, sources
 from metro_jax.data.text_files import TextFiles
-from metro_jax.errors import UserError
 
 SPLITS = ('train', 'validation')
 # No validation split of their own: the first hundredth is held out.
@@ -102,18 +100,6 @@ def _streamed(make: Callable[[], sources.Source]) -> seqio.DataSource:
   return seqio.FunctionDataSource(dataset, splits=SPLITS)
 
 
-def _files_of_environment() -> TextFiles:
-  patterns = os.environ.get('METRO_TEXT_FILES', '')
-  if not patterns:
-    raise UserError(
-      "metro_text: set METRO_TEXT_FILES to a glob such as '/data/**/*.txt'"
-    )
-  return TextFiles(
-    patterns.split(os.pathsep),
-    document=os.environ.get('METRO_TEXT_DOCUMENT', 'file'),
-  )
-
-
 def _tokenize(
   dataset: tf.data.Dataset, output_features: dict[str, seqio.Feature]
 ) -> tf.data.Dataset:
@@ -123,7 +109,7 @@ def _tokenize(
 
 
 register(sources.EMBEDDED, _streamed(sources.Docstrings))
-register('metro_text', _streamed(_files_of_environment))
+register(sources.FROM_ENVIRONMENT, _streamed(sources.text_of_environment))
 for _name, _tfds_name, _splits, _ in TFDS_CORPORA:
   register(
     _name,

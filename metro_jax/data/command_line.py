@@ -86,9 +86,10 @@ def source_from(flags: argparse.Namespace) -> sources.Source:
       flags.validation_fraction,
     )
   task = flags.task or sources.EMBEDDED
-  if task != sources.EMBEDDED:
+  source = sources.resolve(task, flags.data_dir)
+  if isinstance(source, sources.Registered):
     return sources.Registered(task, tuple(flags.module_import))
-  return sources.resolve(task, flags.data_dir)
+  return source
 
 
 def run(main: Callable[[list[str]], None]) -> None:

@@ -11,7 +11,6 @@ import tensorflow as tf
 
 from metro_jax.errors import UserError
 
-
 # TensorFlow only reads text here; the accelerators are JAX's.
 tf.config.set_visible_devices([], 'GPU')
 

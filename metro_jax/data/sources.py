@@ -12,6 +12,7 @@ from metro_jax.data import files, hashing, text_files, token_cache, vocabularies
 from metro_jax.errors import UserError
 
 EMBEDDED = 'metro_docstrings'
+FROM_ENVIRONMENT = 'metro_text'
 # Imported by name, and only when a name is not known yet: the registry is the
 # user's as much as ours.
 REGISTERING_MODULES = ('tasks',)
@@ -107,14 +108,31 @@ def resolve(
 ) -> Source:
   """A source from its registry name, or the source itself."""
   if isinstance(source, str):
-    embedded = source == EMBEDDED
-    return Docstrings(data_dir) if embedded else Registered(source)
+    if source == EMBEDDED:
+      return Docstrings(data_dir)
+    if source == FROM_ENVIRONMENT:
+      return text_of_environment()
+    return Registered(source)
   if not callable(getattr(source, 'documents', None)):
     raise UserError(
       f'source {source!r}: give the name of a registered task (SOURCE) or'
       ' data.TextFiles (TEXT_FILES)'
     )
   return source
+
+
+def text_of_environment() -> text_files.TextFiles:
+  """The text that METRO_TEXT_FILES and METRO_TEXT_DOCUMENT name."""
+  patterns = os.environ.get('METRO_TEXT_FILES', '')
+  if not patterns:
+    raise UserError(
+      f'{FROM_ENVIRONMENT}: set METRO_TEXT_FILES to a glob such as'
+      " '/data/**/*.txt'"
+    )
+  return text_files.TextFiles(
+    patterns.split(os.pathsep),
+    document=os.environ.get('METRO_TEXT_DOCUMENT', 'file'),
+  )
 
 
 def vocabulary_for(

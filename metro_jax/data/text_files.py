@@ -24,6 +24,7 @@ from metro_jax.errors import UserError
 MAX_DOCUMENT = 1 << 16  # Characters.
 MAX_JSON_LINE = 1 << 26  # Characters: a JSON line is parsed whole.
 _BLOCK = 1 << 20
+_LONGEST_INDENT = 1 << 10
 _UNITS = ('file', 'blank_line', 'line', 'json')
 _INVALID = ('replace', 'error')
 _GLOB_CHARACTERS = '*?['
@@ -302,18 +303,21 @@ def _line_parts(blocks: Iterator[str]) -> Iterator[str | None]:
 
 
 def _block_parts(blocks: Iterator[str]) -> Iterator[str | None]:
-  """Parts at lines with nothing but spaces."""
-  blank = True
+  """Parts at lines with nothing but spaces, wherever blocks end."""
+  begun, spaces = False, ''  # Of the line so far: text given, or spaces held.
   for block in blocks:
     *lines, last = block.split('\n')
     for line in lines:
-      if blank and not line.strip():
-        yield None
+      if begun or line.strip():
+        yield f'{spaces}{line}\n'
       else:
-        yield line + '\n'
-      blank = True
-    blank = blank and not last.strip()
-    yield last
+        yield None
+      begun, spaces = False, ''
+    if begun or last.strip():
+      yield spaces + last
+      begun, spaces = True, ''
+    else:
+      spaces = (spaces + last)[:_LONGEST_INDENT]
   yield None
 
 

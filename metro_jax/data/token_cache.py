@@ -64,7 +64,7 @@ class TokenCache:
         if size
         else np.zeros(0, dtype)
       )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
       if isinstance(error, UserError):
         raise
       raise self._broken(f'cannot be read ({error})') from error
