@@ -17,7 +17,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _QUIET_SECONDS = 20.0  # Between lines where no line can be overwritten.
 _NEEDED_GB = 4
-_COLLECTING = re.compile(r'^\s*(?:Collecting|Building) ([\w.\-]+)')
+_COLLECTING = re.compile(r'^\s*Collecting ([\w.\-]+)')
 
 
 def command(extras: str) -> list[str]:

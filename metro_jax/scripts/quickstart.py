@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from rich import box, console, panel, table
@@ -37,6 +37,7 @@ FILL = (
   'This function is not [MASK] by default.',
 )
 _SHOWN = 6
+_STOPPED = 130  # Exit code of a command that Ctrl-C ended.
 _SCORED = 200
 
 # metric, words, what a guess by frequency of tokens gets, or None.
@@ -172,6 +173,8 @@ class Quickstart:
       f'--gin_file={RECIPE}',
       f'--gin.MODEL_DIR={self.model_dir}',
     )
+    if not self.finished():  # Ended by SIGTERM, with a checkpoint.
+      raise KeyboardInterrupt
 
   def finished(self) -> bool:
     """Whether the last checkpoint of the run is there."""
@@ -287,17 +290,29 @@ class Quickstart:
     self.out.print(
       f'$ {shown}', style='cyan', markup=False, highlight=False, soft_wrap=True
     )
-    finished = subprocess.run(
-      [sys.executable, *arguments],
-      stdout=subprocess.PIPE if quiet else None,
-      stderr=subprocess.PIPE if quiet else None,
-      text=quiet,
-      check=False,
-    )
-    if finished.returncode:
-      if quiet:
-        sys.stderr.write(finished.stdout + finished.stderr)
-      sys.exit(finished.returncode)
+    code, output = _run(arguments, quiet)
+    if code:
+      sys.stderr.write(output)
+      if code == _STOPPED:
+        raise KeyboardInterrupt
+      sys.exit(code)
+
+
+def _run(arguments: Sequence[str], quiet: bool) -> tuple[int, str]:
+  """Runs a command; its exit code, and what it printed if it is quiet.
+
+  Ctrl-C is for the command: it saves, and ends with `_STOPPED`.
+  """
+  process = subprocess.Popen(
+    [sys.executable, *arguments],
+    stdout=subprocess.PIPE if quiet else None,
+    stderr=subprocess.STDOUT if quiet else None,
+    text=True,
+  )
+  while True:
+    with contextlib.suppress(KeyboardInterrupt):
+      output, _ = process.communicate()
+      return process.returncode, output or ''
 
 
 def _guesser() -> dict[str, float]:
