@@ -44,7 +44,10 @@ _LINK = re.compile(r'\[([^\]\n]+)\]\([^)\s]*\)')
 _URL = re.compile(r'<?\bhttps?://[^\s>)]+>?')
 _STRONG = re.compile(r'(?<!\w)\*{1,2}([^*\s][^*\n]*?)\*{1,2}(?!\w)')
 _FOOTNOTE = re.compile(r'\s*\[[\w#*]{1,3}\]_')
+_PLAIN = re.compile(r"[A-Za-z ,.']+")
 _WORD = re.compile(r"[A-Za-z]+(?:['-][A-Za-z]+)*")
+
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def paragraphs_of_source(source: bytes) -> list[str]:
@@ -61,14 +64,16 @@ def paragraphs_of_source(source: bytes) -> list[str]:
   return found
 
 
-def _docstrings(tree: ast.Module) -> Iterator[str]:
-  kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-  nodes = [node for node in ast.walk(tree) if isinstance(node, kinds)]
-  # ast.walk goes by depth; a reader goes by line.
-  for node in sorted(nodes, key=lambda node: getattr(node, 'lineno', 0)):
+def _docstrings(node: ast.AST) -> Iterator[str]:
+  """Docstrings of a module, class or function and of what stands in it."""
+  if isinstance(node, _DOCUMENTED):
     docstring = ast.get_docstring(node, clean=False)
     if docstring:
       yield docstring
+  # Statements hold statements; expressions need not be looked into.
+  for name in ('body', 'handlers', 'orelse', 'finalbody', 'cases'):
+    for child in getattr(node, name, ()):
+      yield from _docstrings(child)
 
 
 def clean(docstring: str) -> list[str]:
@@ -85,7 +90,7 @@ def is_prose(text: str) -> bool:
     return False
   function = sum(word.lower() in _FUNCTION_WORDS for word in words)
   # Commas and full stops are part of prose; brackets and underscores are not.
-  letters = sum(c.isascii() and (c.isalpha() or c in " ,.'") for c in text)
+  letters = len(text) - len(_PLAIN.sub('', text))
   return function >= _LEAST_FUNCTION_WORDS * len(
     words
   ) and letters >= _LEAST_LETTERS * len(text)

@@ -72,7 +72,7 @@ def draw_masks(
   low = np.uint32((1 << max(1, (length - 1).bit_length())) - 1)
   draws &= ~low
   draws |= place
-  draws[~maskable] = np.uint32(0xFFFFFFFF)
+  np.copyto(draws, np.uint32(0xFFFFFFFF), where=~maskable)
   if not counts.any():
     return np.zeros((batch, length), bool)
   highest = int(counts.max())

@@ -161,8 +161,7 @@ class TokenDataset:
     masked = masking.draw_masks(
       maskable, self.mask_rate, self.seed, epoch, index
     )
-    inputs = original.copy()
-    inputs[masked] = vocabularies.MASK
+    inputs = np.where(masked, np.int32(vocabularies.MASK), original)
     return {
       'encoder_input_tokens': inputs,
       'encoder_target_tokens': original,
