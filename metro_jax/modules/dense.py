@@ -70,7 +70,8 @@ class Table(nn.Module):
   axes: tuple[str | None, ...]
   embedding_init: initializers.Initializer
 
-  def setup(self):
+  def setup(self) -> None:
+    """Declares parameters; they come to be on first use."""
     self.embedding = self.param(
       'embedding',
       nn.with_logical_partitioning(self.embedding_init, self.axes),

@@ -26,7 +26,8 @@ class Embedder(nn.Module):
 
   config: TransformerConfig
 
-  def setup(self):
+  def setup(self) -> None:
+    """Declares parameters; they come to be on first use."""
     config = self.config
     init = initializers.normal(config.init_stddev)
     width = config.table_width

@@ -46,13 +46,20 @@ def categorical(
 
 
 def _invert(weights: jax.Array, u: jax.Array) -> jax.Array:
-  """Smallest index whose cumulative weight exceeds u * total, int32 [..]."""
+  """Least index whose cumulative weight exceeds u * total, int32 [..].
+
+  Rounding in the sums may leave no such index, or point at a weight of zero:
+  the last positive weight stands in, and zero weights are passed over.
+  """
+  index = jax.lax.broadcasted_iota(jnp.int32, weights.shape, weights.ndim - 1)
   cumulative = jnp.cumsum(weights, axis=-1)
-  total = cumulative[..., -1:]
-  # u * total may round up to total itself; no index would exceed that.
-  point = jnp.minimum(u[..., None] * total, total * (1.0 - 2.0**-24))
-  index = jnp.sum(cumulative <= point, axis=-1, dtype=jnp.int32)
-  return jnp.minimum(index, weights.shape[-1] - 1)
+  beyond = cumulative > u[..., None] * cumulative[..., -1:]
+  positive = weights > 0
+  last = jnp.max(jnp.where(positive, index, 0), axis=-1)
+  first = jnp.min(
+    jnp.where(beyond & positive, index, weights.shape[-1]), axis=-1
+  )
+  return jnp.minimum(first, last)
 
 
 def gumbel(logits: jax.Array, seed: jax.Array, rows: jax.Array) -> jax.Array:

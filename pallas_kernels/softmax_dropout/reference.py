@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bias, mask, softmax and dropout of attention logits, the definition."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels import random_bits
-from pallas_kernels.attention.bias import PositionBias
+from pallas_kernels.attention.bias import PositionBias, sum_batch
 
 # Finite, so that a fully masked row subtracts it from itself without a NaN.
 _MASKED = -1e30
@@ -44,20 +46,64 @@ def softmax_dropout(
   Returns:
     [batch, heads, queries, keys]; zeros where a query may see no key.
   """
+  static = isinstance(dropout_rate, int | float) and dropout_rate == 0
+  drop = None if static else (dropout_rate, seed, rows)
+  dense = None if bias is None else bias.dense()
+  how = (scale, causal, jnp.dtype(dtype or logits.dtype))
+  return _softmax(how, logits, dense, (q_segments, kv_segments), drop)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _softmax(how, logits, dense, segments, drop):
+  return _forward(how, logits, dense, segments, drop)[0]
+
+
+def _forward(how, logits, dense, segments, drop):
+  x = _masked_logits(how, logits, dense, segments)
+  peak = jnp.max(x, axis=-1, keepdims=True)
+  peak = jnp.maximum(peak, _LOWEST_MAXIMUM)
+  total = jnp.sum(jnp.exp(x - peak), axis=-1, keepdims=True)
+  inverse = 1.0 / jnp.maximum(total, 1e-30)
+  y = _dropped(jnp.exp(x - peak) * inverse, drop).astype(how[-1])
+  return y, (logits, dense, segments, drop, peak, inverse, y)
+
+
+def _backward(how, residuals, g):
+  """Softmax's gradient from the logits and y, which are kept anyhow.
+
+  Probabilities and dropout mask are computed again. Softmax needs the sum of
+  probability times its cotangent; with dropout between, that is sum(g * y).
+  """
+  logits, dense, segments, drop, peak, inverse, y = residuals
+  g = g.astype(jnp.float32)
+  delta = jnp.sum(g * y.astype(jnp.float32), axis=-1, keepdims=True)
+  x = _masked_logits(how, logits, dense, segments)
+  dx = jnp.exp(x - peak) * inverse * (_dropped(g, drop) - delta)
+  d_dense = None
+  if dense is not None:
+    d_dense = dx if dense.shape[0] == dx.shape[0] else sum_batch(dx)
+  return (dx * how[0]).astype(logits.dtype), d_dense, None, None
+
+
+_softmax.defvjp(_forward, _backward)
+
+
+def _masked_logits(how, logits, dense, segments):
+  scale, causal, _ = how
   x = logits.astype(jnp.float32) * scale
-  if bias is not None:
-    x = x + bias.dense()
-  allowed = allowed_keys(logits.shape, q_segments, kv_segments, causal)
-  if allowed is not None:
-    x = jnp.where(allowed, x, _MASKED)
-  peak = jax.lax.stop_gradient(jnp.max(x, axis=-1, keepdims=True))
-  weight = jnp.exp(x - jnp.maximum(peak, _LOWEST_MAXIMUM))
-  total = jnp.sum(weight, axis=-1, keepdims=True)
-  y = weight / jnp.maximum(total, 1e-30)
-  if not (isinstance(dropout_rate, int | float) and dropout_rate == 0):
-    kept = keep_mask(logits.shape, dropout_rate, seed, rows)
-    y = jnp.where(kept, y * random_bits.keep_scale(dropout_rate), 0.0)
-  return y.astype(dtype or logits.dtype)
+  if dense is not None:
+    x = x + dense
+  allowed = allowed_keys(logits.shape, *segments, causal)
+  return x if allowed is None else jnp.where(allowed, x, _MASKED)
+
+
+def _dropped(x, drop):
+  """Zeros and scales by the mask: its own transpose."""
+  if drop is None:
+    return x
+  rate, seed, rows = drop
+  kept = keep_mask(x.shape, rate, seed, rows)
+  return jnp.where(kept, x * random_bits.keep_scale(rate), 0.0)
 
 
 def allowed_keys(

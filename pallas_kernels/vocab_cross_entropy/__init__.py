@@ -7,7 +7,9 @@ import jax
 
 from pallas_kernels import backend as backends
 from pallas_kernels.vocab_cross_entropy import reference
-from pallas_kernels.vocab_cross_entropy.reference import logits as logits
+from pallas_kernels.vocab_cross_entropy.reference import (
+  vocab_logits as vocab_logits,
+)
 
 KERNELS: dict[str, Callable] = {}  # Platform to kernel.
 

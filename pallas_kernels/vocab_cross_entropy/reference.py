@@ -8,7 +8,7 @@ import numpy as np
 from pallas_kernels.matmul import matmul
 
 
-def logits(
+def vocab_logits(
   features: jax.Array, table: jax.Array, bias: jax.Array | None
 ) -> jax.Array:
   """Logits: features @ table^T + bias.
@@ -43,7 +43,7 @@ def vocab_cross_entropy(
     loss [...] float32 (= lse - logit of the target), lse [...] float32, both
     differentiable; argmax [...] int32, the lowest id among equals.
   """
-  return cross_entropy(logits(features, table, bias), targets)
+  return cross_entropy(vocab_logits(features, table, bias), targets)
 
 
 @jax.custom_vjp
