@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from metro_jax.data import docstring_text, files, hashing, text_files
 from metro_jax.errors import UserError
 
-VERSION = 1
+VERSION = 2
 # Import name and the distribution it comes from. Those that are not installed
 # are passed over.
 PACKAGES = (
