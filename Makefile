@@ -4,10 +4,12 @@
 #
 # Another interpreter: make quickstart PYTHON=python3.12
 # An accelerator:      make quickstart EXTRAS=cuda      (or tpu)
+# Another length:      make quickstart ARGS=--gin.TRAIN_STEPS=300
 
 PYTHON ?=
 EXTRAS ?=
 PYTEST_FLAGS ?=
+ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,7 +21,7 @@ INSTALLED_TEST := $(VENV)/.installed-test
 .PHONY: help install install-test quickstart test test-slow lint format clean
 
 help:
-	@sed -n 's/^# \{0,1\}\(make .*\)/\1/p; s/^# \(Another.*\)/\1/p' Makefile
+	@sed -n 's/^# \{0,1\}\(make .*\)/\1/p; s/^# \(An.*:.*\)/\1/p' Makefile
 	@echo 'make test-slow    the tests that take minutes each'
 	@echo 'make lint         ruff check and format check;  make format mends'
 	@echo 'make clean        remove .venv, caches and runs/quickstart'
@@ -42,7 +44,7 @@ install: $(INSTALLED)
 install-test: $(INSTALLED_TEST)
 
 quickstart: $(INSTALLED)
-	@$(BIN)/python -m metro_jax.scripts.quickstart
+	@$(BIN)/python -m metro_jax.scripts.quickstart $(ARGS)
 
 test: $(INSTALLED_TEST)
 	$(BIN)/python -m pytest -n 2 -m 'not slow' $(PYTEST_FLAGS)

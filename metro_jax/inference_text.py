@@ -91,6 +91,7 @@ class Tokenizer:
     self._processor = sentencepiece.SentencePieceProcessor(
       model_file=str(vocabulary.path)
     )
+    self._space = self._processor.piece_to_id('\u2581')
 
   def __call__(self, text: str, masks: bool = False) -> list[Token]:
     """Tokens of a text, without [CLS] and [SEP].
@@ -102,10 +103,12 @@ class Tokenizer:
     """
     clean = text.encode('utf-8', 'replace').decode('utf-8')
     if not masks or MASK not in text:
-      return _trim(clean, self._pieces(clean))
+      return _trim(clean, self._pieces(clean), self._space)
     parts = clean.replace(_HOLDER, '\ufffd').split(MASK)
     held = _HOLDER.join(parts)
-    tokens = list(_place_masks(held, _trim(held, self._pieces(held))))
+    tokens = list(
+      _place_masks(held, _trim(held, self._pieces(held), self._space))
+    )
     # Each [MASK] is five characters longer than what held its place.
     lengths = itertools.accumulate(len(p) + 1 for p in parts[:-1])
     holders = [end - 1 for end in lengths]
@@ -126,13 +129,22 @@ class Tokenizer:
     return [Token(id_, *offsets) for id_, offsets in pairs]
 
 
-def _trim(text: str, tokens: list[Token]) -> list[Token]:
-  """Leaves out leading spaces; gives each byte of a character all of it."""
+def _trim(text: str, tokens: list[Token], space: int) -> list[Token]:
+  """Leaves out leading spaces; gives each byte of a character all of it.
+
+  Args:
+    text: the text.
+    tokens: with SentencePiece's places.
+    space: id of the piece that is a space only; it has no character.
+
+  Returns:
+    The tokens.
+  """
   out = []
   following = len(text), len(text)
   for token in reversed(tokens):
     start, end = token.start, token.end
-    if start == end:
+    if start == end and token.id != space:
       # Only the last byte of a character has its place.
       out.append(Token(token.id, *following))
       continue

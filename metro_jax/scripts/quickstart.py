@@ -5,6 +5,7 @@ Every step is a command or a call that a user could type; run again, it skips
 what is done and goes on with what is not.
 """
 
+import argparse
 import contextlib
 import itertools
 import json
@@ -55,9 +56,11 @@ METRICS = (
 class Quickstart:
   """The steps, one method each, in the order of `run`."""
 
-  def __init__(self, model_dir: str, out: console.Console):
-    """Takes where to train, and where to write."""
-    self.model_dir, self.out = model_dir, out
+  def __init__(
+    self, model_dir: str, bindings: Sequence[str], out: console.Console
+  ):
+    """Takes where to train, what to bind besides, and where to write."""
+    self.model_dir, self.bindings, self.out = model_dir, bindings, out
     self.folder = pathlib.Path(model_dir)
     self.times: list[tuple[str, float]] = []
 
@@ -172,6 +175,7 @@ class Quickstart:
       'metro_jax.train',
       f'--gin_file={RECIPE}',
       f'--gin.MODEL_DIR={self.model_dir}',
+      *self.bindings,
     )
     if not self.finished():  # Ended by SIGTERM, with a checkpoint.
       raise KeyboardInterrupt
@@ -365,6 +369,13 @@ def _python() -> str:
 
 def main() -> None:
   """Entry point."""
+  parser = argparse.ArgumentParser(
+    prog='make quickstart',
+    description=__doc__,
+    epilog='Other flags go to metro_jax.train: --gin.TRAIN_STEPS=300',
+  )
+  parser.add_argument('--model_dir', default=MODEL_DIR)
+  flags, bindings = parser.parse_known_args()
   os.chdir(ROOT)
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax is talkative.
@@ -372,7 +383,7 @@ def main() -> None:
   from metro_jax.errors import UserError
 
   try:
-    Quickstart(MODEL_DIR, out).run()
+    Quickstart(flags.model_dir, bindings, out).run()
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2)
