@@ -131,8 +131,8 @@ class PretrainingModel:
     slots = min(pretrainer.max_predictions or length, length)
     trained = flops.encoder(pretrainer.main.config, length)
     sampled = 0.0
-    if pretrainer.auxiliary is not None:
-      auxiliary = pretrainer.auxiliary
+    auxiliary = pretrainer.auxiliary
+    if hasattr(auxiliary, 'config'):
       trained += flops.encoder(auxiliary.config, length)
       if auxiliary.dropout_rate:
         sampled = flops.encoder(auxiliary.config, length)
@@ -166,9 +166,8 @@ class PretrainingModel:
     }
 
   def _configs(self) -> list[TransformerConfig]:
-    auxiliary = self.pretrainer.auxiliary
-    own = [] if auxiliary is None else [auxiliary.config]
-    return [self.pretrainer.config, *own]
+    parts = (self.pretrainer, self.pretrainer.auxiliary)
+    return [part.config for part in parts if hasattr(part, 'config')]
 
   def _progress(self, step: jax.Array | int) -> jax.Array | float:
     if self.curriculum_steps is None:

@@ -25,15 +25,13 @@ from metro_jax.modules import (
   TokenLogits,
   TransformerConfig,
 )
+from metro_jax.pretrain import checks
 from metro_jax.pretrain.auxiliary import Proposal
 from metro_jax.pretrain.corruption import Batch, Corrupted, MaskedTokens
 from metro_jax.pretrain.objectives import MLM, RTD, CorrectiveLM, Objective
 from metro_jax.pretrain.sampling import Categorical, Sampler
 
 Metrics = dict[str, Mean | BinaryHistogram]
-
-# What the auxiliary can have in common with the main model.
-PARTS = ('token', 'position', 'norm', 'lm_bias')
 
 
 class Pretrainer(nn.Module):
@@ -46,8 +44,9 @@ class Pretrainer(nn.Module):
       corrupted, or masked for a main model that is to fill them in itself.
     sampler: draws replacements from the proposal.
     objectives: terms of the loss.
-    share: which of PARTS the auxiliary has in common with the main model:
-      all four is ELECTRA, ('token',) METRO-LM's constrained sharing.
+    share: what the auxiliary has in common with the main model, of 'token',
+      'position', 'norm' and 'lm_bias': all four is ELECTRA, ('token',) is
+      METRO-LM's constrained sharing.
     dropout_rate: of the main model, on hidden states and attention, 0..1.
     max_predictions: masked positions per row that are computed; None for the
       sequence length. See `MaskedTokens.from_batch` for rows with more.
@@ -64,7 +63,7 @@ class Pretrainer(nn.Module):
 
   def setup(self) -> None:
     """Declares what is shared; a head has parameters once it is called."""
-    check(self)
+    checks.check(self)
     self.embedder = Embedder(self.config)
     self.rtd_head = RTDHead(self.config)
     self.lm_head = LMHead(self.config, projection=False)
@@ -96,7 +95,7 @@ class Pretrainer(nn.Module):
   def corrupt(
     self, masked: MaskedTokens, progress: jax.Array | float, train: bool
   ) -> Corrupted:
-    """X_orig --auxiliary--> X_noise."""
+    """X_orig --auxiliary--> X_noise (equation 5)."""
     if self.auxiliary is None:
       return Corrupted(masked.tokens, masked)
     proposal = self.propose(masked, progress, train)
@@ -127,7 +126,7 @@ class Pretrainer(nn.Module):
     corrupted: Corrupted,
     normalizers: Mapping[str, jax.Array] | None = None,
   ) -> tuple[jax.Array, Metrics]:
-    """H --objectives--> losses: sum of weight * total / normalizer."""
+    """H --objectives--> losses, and their sum (equations 7 and 9)."""
     counts = self.counts(corrupted.masked)
     divisors = {
       name: jnp.maximum(count, 1.0)
@@ -175,41 +174,3 @@ class Pretrainer(nn.Module):
       'replace_rate': Mean.of(corrupted.replaced, masked.valid),
       'dropped_masks': Mean(masked.dropped, masks),
     }
-
-
-def check(pretrainer: Pretrainer) -> None:
-  """Refuses parts that do not fit together."""
-  names = [objective.name for objective in pretrainer.objectives]
-  if not names or len(set(names)) < len(names):
-    raise UserError(
-      f'Pretrainer.objectives: {names} must be one or more different ones'
-    )
-  unknown = sorted(set(pretrainer.share) - set(PARTS))
-  if unknown:
-    raise UserError(f'Pretrainer.share: {unknown[0]!r} is not one of {PARTS}')
-  most = pretrainer.max_predictions
-  if most is not None and most < 1:
-    raise UserError(f'Pretrainer.max_predictions: {most} must be at least 1')
-  if not 0 <= pretrainer.dropout_rate < 1:
-    raise UserError(
-      f'Pretrainer.dropout_rate: {pretrainer.dropout_rate} is not in [0, 1)'
-    )
-  if pretrainer.auxiliary is None:
-    if MLM.name in names:
-      raise UserError(
-        'Pretrainer.objectives: MLM trains an auxiliary, and there is none;'
-        ' leave MLM out, or set Pretrainer.auxiliary'
-      )
-  elif 'token' in pretrainer.share:
-    _check_table(pretrainer.config, pretrainer.auxiliary.config)
-
-
-def _check_table(main: TransformerConfig, auxiliary: TransformerConfig) -> None:
-  for field in ('vocab_size', 'table_width'):
-    ours, theirs = getattr(main, field), getattr(auxiliary, field)
-    if ours != theirs:
-      raise UserError(
-        f"Pretrainer.share: 'token' shares a table of {field} {ours} with an"
-        f" auxiliary of {theirs}; make TransformerConfig's equal, or leave"
-        " 'token' out"
-      )
