@@ -10,8 +10,8 @@ much (jax, gin's configurables) is imported after flags have been understood.
 
 import ast
 import difflib
+import errno
 import inspect
-import logging
 import os
 import pathlib
 import re
@@ -30,6 +30,7 @@ from metro_jax.training import model_dir
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 USER_ERROR = 2
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 _GIN_FILE = flags.DEFINE_multi_string(
   'gin_file',
@@ -89,6 +90,11 @@ def main(
   except UserError as error:
     # gin appends lines of its own to an error that passes through it.
     print(f'error: {str(error).splitlines()[0]}', file=sys.stderr)
+    return USER_ERROR
+  except OSError as error:
+    if error.errno not in _DISK_ERRORS:
+      raise
+    print(f'error: {error.filename}: {error.strerror}', file=sys.stderr)
     return USER_ERROR
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)
@@ -168,8 +174,6 @@ def _run(entry: str, run_file: str) -> int:
 
 def _set_up_process() -> None:
   """What must be known before jax looks for devices and TFDS for data."""
-  for name in ('absl', 'root'):
-    logging.getLogger(name).addFilter(_is_for_users)
   if _TFDS.value:
     os.environ['TFDS_DATA_DIR'] = _TFDS.value
   if _CACHES.value:
@@ -194,12 +198,6 @@ def _in_a_cluster() -> bool:
   workers = os.environ.get('TPU_WORKER_HOSTNAMES', '')
   tasks = os.environ.get('SLURM_STEP_NUM_TASKS', '1')
   return ',' in workers or tasks not in ('', '1')
-
-
-def _is_for_users(record: logging.LogRecord) -> bool:
-  """Keeps out what orbax and gin log about things that are handled here."""
-  noise = 'orbax' in record.pathname or '/gin/' in record.pathname
-  return not noise or record.levelno < logging.INFO
 
 
 # ----------------------------------------------------------------------
@@ -241,7 +239,9 @@ def _trained_config() -> pathlib.Path:
   for binding in reversed(_GIN_BINDINGS.value):
     name, _, value = binding.partition('=')
     if name.strip() == 'MODEL_DIR':
-      path = pathlib.Path(str(gin.parse_value(value.strip()))) / 'config.gin'
+      path = (
+        pathlib.Path(str(gin.config.parse_value(value.strip()))) / 'config.gin'
+      )
       if not path.is_file():
         raise UserError(
           f'{path} does not exist; MODEL_DIR must be a folder that'

@@ -24,7 +24,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from metro_jax.errors import UserError
-from metro_jax.training import restore
+from metro_jax.training import orbax_noise, restore
 from metro_jax.training.restore import PREFIX
 from metro_jax.training.state import TrainState, named_leaves
 
@@ -89,6 +89,7 @@ class Checkpointer:
     self.directory = pathlib.Path(os.path.abspath(model_dir))
     self._config = config
     self._notify = notify
+    orbax_noise.silence()
     self._manager = self._open()
 
   def _open(self) -> ocp.CheckpointManager:
@@ -157,6 +158,11 @@ class Checkpointer:
       self._manager.wait_until_finished()
     except (OSError, ValueError) as error:
       self._recover(step, error)
+
+  def poll(self) -> None:
+    """Tells of a write that has failed; does not wait for one under way."""
+    if not self._manager.is_saving_in_progress():
+      self.wait()
 
   def _recover(self, step: int | None, error: Exception) -> None:
     # The manager has lost count of what it was to delete. A new one reads the

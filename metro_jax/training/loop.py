@@ -232,6 +232,7 @@ def train(
         rates = meter.read(step, filled)
         writer.write(step, {**metrics, **rates})
         progress.report(step, metrics, rates)
+        checkpointer.poll()
         window = empty_window()
 
       if (step % eval_period == 0 or last) and not stopping:

@@ -75,13 +75,26 @@ def zero_spec(
     there already.
   """
   size = mesh.shape[axis]
-  dims = list(spec) + [None] * (len(shape) - len(spec))
+  dims = [*_drop_trivial(spec, mesh), *[None] * (len(shape) - len(spec))]
   used = {a for d in dims for a in (d if isinstance(d, tuple) else (d,))}
   free = [i for i, d in enumerate(dims) if d is None and shape[i] % size == 0]
   if size == 1 or axis in used or not free:
     return spec
   dims[max(free, key=lambda i: shape[i])] = axis
   return PartitionSpec(*dims)
+
+
+def _drop_trivial(
+  spec: PartitionSpec, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
+) -> PartitionSpec:
+  """A spec without mesh axes of size 1, which split nothing."""
+
+  def keep(axes: str | tuple[str, ...] | None) -> Any:
+    names = axes if isinstance(axes, tuple) else (axes,)
+    left = tuple(a for a in names if a is not None and mesh.shape[a] > 1)
+    return left if len(left) > 1 else (left[0] if left else None)
+
+  return PartitionSpec(*map(keep, spec))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +208,9 @@ class Partitioner:
     """
     logical = nn.get_partition_spec(boxed)
     return jax.tree.map(
-      lambda spec: nn.logical_to_mesh_axes(spec, self.rules),
+      lambda spec: _drop_trivial(
+        nn.logical_to_mesh_axes(spec, self.rules), self.mesh
+      ),
       logical,
       is_leaf=lambda x: isinstance(x, PartitionSpec),
     )

@@ -14,6 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from metro_jax.errors import UserError
+from metro_jax.training import orbax_noise
 from metro_jax.training.state import TrainState, named_leaves, path_names
 
 PyTree = Any
@@ -66,6 +67,7 @@ def restore_params(
   Returns:
     A tree like `like`, with None where a name matches nothing in `subset`.
   """
+  orbax_noise.silence()
   checkpoint = find_checkpoint(path, step)
   names = {
     name: x

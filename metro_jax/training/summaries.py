@@ -6,12 +6,12 @@ the lines after the restored step are dropped, so the file of a run that was
 killed equals that of one that was not.
 """
 
+import contextlib
 import json
-import math
 import os
 import pathlib
+import time
 from collections.abc import Callable, Mapping
-from concurrent import futures
 from typing import Any
 
 import jax
@@ -41,7 +41,8 @@ class MetricWriter:
     self._path = pathlib.Path(directory) / FILE
     self._active = jax.process_index() == 0
     self._notify = notify
-    self._tensorboard = None
+    self._tensorboard: _TensorBoard | None = None
+    self._failed = False
     lines = read_jsonl(self._path)
     lines = [line for line in lines if line.get('step', 0) <= resume_step]
     self.last_step = max((line['step'] for line in lines), default=None)
@@ -49,7 +50,7 @@ class MetricWriter:
       self._path.parent.mkdir(parents=True, exist_ok=True)
       _rewrite(self._path, lines)
       if tensorboard:
-        self._tensorboard = _TensorBoard(self._path.parent)
+        self._tensorboard = _TensorBoard(self._path.parent, resume_step)
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
     """Appends one line, and the same to TensorBoard."""
@@ -59,48 +60,60 @@ class MetricWriter:
     try:
       with self._path.open('a') as file:
         file.write(_line({'step': step, **scalars}))
+      if self._tensorboard:
+        self._tensorboard.write(step, scalars)
     except OSError as error:
-      self._notify(f'warning: {self._path} was not written: {error}')
-    if self._tensorboard:
-      self._tensorboard.write(step, scalars)
+      if not self._failed:
+        self._notify(f'warning: {self._path} was not written: {error.strerror}')
+      self._failed = True
 
   def close(self) -> None:
-    """Finishes what is under way."""
+    """Closes the files."""
     if self._tensorboard:
-      self._tensorboard.close()
+      with contextlib.suppress(OSError):
+        self._tensorboard.close()
 
 
 class _TensorBoard:
-  """clu's writer on a thread of its own.
+  """Event files through TensorBoard's own record writer.
 
-  clu's writers import TensorFlow, which takes seconds: here they pass while
-  the train step compiles. Where clu is not installed, nothing is written.
+  It needs no TensorFlow, whose import takes seconds of every start and prints
+  what nobody asked for. Where tensorboard is not installed, nothing is written.
   """
 
-  def __init__(self, directory: pathlib.Path):
-    self._pool = futures.ThreadPoolExecutor(1)
-    self._writer = self._pool.submit(self._open, directory)
-
-  def _open(self, directory: pathlib.Path) -> Any:
-    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-    os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+  def __init__(self, directory: pathlib.Path, resume_step: int = 0):
+    self._writer: Any = None
     try:
-      from clu import metric_writers
+      from tensorboard.compat.proto import event_pb2, summary_pb2
+      from tensorboard.summary.writer import record_writer
     except ImportError:
-      return None
-    return metric_writers.SummaryWriter(str(directory))
+      return
+    self._event = event_pb2.Event
+    self._summary = summary_pb2.Summary
+    name = f'events.out.tfevents.{time.time_ns()}.{os.getpid()}'
+    self._file = (directory / name).open('wb')
+    self._writer = record_writer.RecordWriter(self._file)
+    self._append(file_version='brain.Event:2')
+    # Makes TensorBoard forget what an earlier process wrote after this step.
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._append(step=resume_step, session_log=start)
+
+  def _append(self, **fields: Any) -> None:
+    event = self._event(wall_time=time.time(), **fields)
+    self._writer.write(event.SerializeToString())
+    self._file.flush()
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
-    finite = {k: v for k, v in scalars.items() if math.isfinite(v)}
-    self._pool.submit(self._write, step, finite)
-
-  def _write(self, step: int, scalars: Mapping[str, float]) -> None:
-    if writer := self._writer.result():
-      writer.write_scalars(step, scalars)
-      writer.flush()
+    """Writes one event with all scalars."""
+    if self._writer:
+      value = self._summary.Value
+      values = [value(tag=k, simple_value=v) for k, v in scalars.items()]
+      self._append(step=step, summary=self._summary(value=values))
 
   def close(self) -> None:
-    self._pool.shutdown()
+    """Closes the file."""
+    if self._writer:
+      self._writer.close()
 
 
 def record(
