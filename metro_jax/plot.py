@@ -220,9 +220,11 @@ def _dress(axis: Any, panel: Panel) -> None:
   axis.spines[['left', 'bottom']].set_color('#999999')
   axis.grid(axis='y', color='#e6e6e6', lw=0.8)
   axis.set_axisbelow(True)
-  axis.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
+  axis.xaxis.set_major_locator(
+    ticker.MaxNLocator(5, integer=True, steps=[1, 2, 5, 10])
+  )
   axis.xaxis.set_major_formatter(ticker.EngFormatter(sep=''))
-  axis.yaxis.set_major_locator(ticker.MaxNLocator(5))
+  axis.yaxis.set_major_locator(ticker.MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
   axis.margins(x=0.03, y=0.08)
   if panel.percent:
     axis.yaxis.set_major_formatter(lambda value, _: f'{100 * value:.3g}%')

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from rich import box, console, panel, table
+from rich import box, console, padding, panel, table
 from rich.markup import escape
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -119,7 +119,7 @@ class Quickstart:
       panel.Panel.fit(
         '[bold]METRO-LM quickstart[/]\n'
         'text -> vocabulary -> pretraining -> evaluation -> a model to ask\n'
-        f'on {os.cpu_count()} CPU cores or whatever JAX finds; about 8 minutes'
+        f'on {os.cpu_count()} CPU cores or whatever JAX finds; some minutes'
         ' on two cores.\n'
         'Ctrl-C stops; the same command goes on where it stopped.',
         box=box.ROUNDED,
@@ -141,7 +141,7 @@ class Quickstart:
     )
     sample = next(itertools.islice(source.documents('train'), 40, None))
     line = ' '.join(sample.split())[:150]
-    self.out.print(f'  {escape(line)} ...', style='italic')
+    self.indented(f'[italic]{escape(line)} ...')
 
   def vocabulary(self) -> None:
     """Vocabulary and token cache, as training will find them."""
@@ -163,7 +163,7 @@ class Quickstart:
     sentence = 'Returns the eigenvalues of a symmetric matrix.'
     pieces = vocabulary.pieces(vocabulary.encode(sentence))
     self.out.print(f'{sentence!r} is now:')
-    self.out.print(f'  {escape(" ".join(pieces))}', style='italic')
+    self.indented(f'[italic]{escape(" ".join(pieces))}')
 
   def train(self) -> None:
     """The command that a user would type."""
@@ -240,7 +240,7 @@ class Quickstart:
     pairs = list(zip(corrupted, detected, strict=True))
     worth = [p for p in pairs if len(p[0].replaced) >= 2][:_SHOWN]
     for sentence, spans in worth:
-      self.out.print('  ', showcase.mark(sentence, spans, colour), sep='')
+      self.indented(showcase.mark(sentence, spans, colour))
     counts = showcase.score(pairs)
     replaced = counts[showcase.FOUND] + counts[showcase.MISSED]
     self.out.print(
@@ -281,6 +281,10 @@ class Quickstart:
       f'{python} -m metro_jax.infer --model_dir={self.model_dir} \\',
       "  --mode=fill --text='Returns the [MASK] of the array.'",
     )
+
+  def indented(self, content: console.RenderableType) -> None:
+    """A line or more, two columns to the right."""
+    self.out.print(padding.Padding(content, (0, 0, 0, 2)))
 
   def say(self, title: str, *lines: str) -> None:
     """A command to copy: never wrapped, never coloured."""

@@ -6,6 +6,7 @@ words, as in training, and the main model says which words were replaced.
 """
 
 import bisect
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -21,6 +22,7 @@ _SENTENCE = re.compile(r'(?<![^\s])[A-Z][a-z][^.!?\n]*[a-z]\.(?=\s|$)')
 _ODD = re.compile(r'[^A-Za-z0-9 ,.\'()-]')
 _WORD = re.compile(r'[A-Za-z]{2,}')
 _CANDIDATES = 20
+_PER_DOCUMENT = 3
 
 FOUND, MISSED, FALSE = 'found', 'missed', 'false alarm'
 STYLES = {
@@ -47,18 +49,17 @@ class Corrupted(NamedTuple):
 def sentences(
   documents: Iterable[str], count: int, shortest: int = 60, longest: int = 130
 ) -> list[str]:
-  """One plain sentence from each of the first documents that have one."""
-  chosen: list[str] = []
+  """Plain sentences, at most three from each of the first documents."""
+  chosen: dict[str, None] = {}  # A set in order.
   for document in documents:
-    for match in _SENTENCE.finditer(document):
-      sentence = match.group()
-      fits = shortest <= len(sentence) <= longest
-      if fits and not _ODD.search(sentence) and sentence not in chosen:
-        chosen.append(sentence)
-        break
-    if len(chosen) == count:
+    found = (m.group() for m in _SENTENCE.finditer(document))
+    plain = (
+      s for s in found if shortest <= len(s) <= longest and not _ODD.search(s)
+    )
+    chosen.update(dict.fromkeys(itertools.islice(plain, _PER_DOCUMENT)))
+    if len(chosen) >= count:
       break
-  return chosen
+  return list(chosen)[:count]
 
 
 def corrupt(
