@@ -26,10 +26,11 @@ import jax
 from absl import flags
 
 from metro_jax.errors import UserError
-from metro_jax.training import model_dir
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 USER_ERROR = 2
+# What a file binds a macro to that has no default.
+_REQUIRED = gin.config.parse_value('%gin.REQUIRED')
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 _GIN_FILE = flags.DEFINE_multi_string(
@@ -160,6 +161,8 @@ def quote_bare(value: str, name: str = '') -> str:
 
 def _run(entry: str, run_file: str) -> int:
   """Sets up the process, reads the configuration, calls the entry point."""
+  from metro_jax.training import model_dir  # Seconds that --help need not pay.
+
   _set_up_process()
   _read_config(entry, run_file)
   arguments = {}
@@ -225,7 +228,11 @@ def _read_config(entry: str, run_file: str) -> None:
   known = _macros_in_use()
   for binding in _GIN_BINDINGS.value:
     _parse_binding(binding, known)
-  missing = [name for name in known if _macro(name) is gin.REQUIRED]
+  missing = [
+    name
+    for name, value in _macros_in_use().items()
+    if repr(value) == repr(_REQUIRED)
+  ]
   if missing:
     raise UserError(f'{missing[0]} is not set: add --gin.{missing[0]}=VALUE')
   try:
@@ -307,14 +314,15 @@ def _as_type_of(default: Any, name: str, value: str) -> str:
   else:
     good = isinstance(given, int | float) and not isinstance(given, bool)
   if good and type(default) is int:
-    good, value = given == int(given), str(int(given))
+    good = given == int(given)
+    value = str(int(given)) if good else value
   if not good:
     raise UserError(f'{name} takes {kinds[type(default)]}, not {value}')
   return value
 
 
 def _macros_in_use() -> dict[str, Any]:
-  """Macros with a value, and those that are referred to, with None."""
+  """Macros with a value, and those referred to, as required."""
   config = gin.config._CONFIG  # Gin has no public way to list them.
   macros = {
     scope: parameters.get('value')
@@ -322,7 +330,7 @@ def _macros_in_use() -> dict[str, Any]:
     if selector == 'gin.macro'
   }
   for reference in gin.config.iterate_references(config, to=gin.config.macro):
-    macros.setdefault('/'.join(reference.scopes), None)
+    macros.setdefault('/'.join(reference.scopes), _REQUIRED)
   return macros
 
 

@@ -11,11 +11,13 @@ from metro_jax.errors import UserError
 
 # What may change between two starts of one run: how long it is, how often it
 # tells and saves, and on what it runs; not what is trained on what.
+# Gin writes a configurable as `module.name`, shortened at its pleasure.
 _MAY_CHANGE = re.compile(
   r'(MODEL_DIR|TRAIN_STEPS|EVAL_STEPS|\w+_PERIOD|KEEP|NUM_MICROBATCHES'
-  r'|ZERO_STAGE|DATA_DIR|data\.TokenDataset\.data_dir'
-  r'|training\.(Partitioner|CheckpointConfig)\.\w+|training\.evaluate\.\w+'
-  r'|training\.train\.(train_steps|\w+_period|eval_steps|eval_datasets'
+  r'|ZERO_STAGE|DATA_DIR'
+  r'|([\w./]+\.)?(Partitioner|CheckpointConfig|evaluate)\.\w+'
+  r'|([\w./]+\.)?TokenDataset\.data_dir'
+  r'|([\w.]+\.)?train\.(train_steps|\w+_period|eval_steps|eval_datasets'
   r'|partitioner|checkpoints|num_microbatches|columns|tensorboard'
   r'|profile_steps|dry_run|model_dir))'
 )
@@ -33,7 +35,8 @@ def claim(model_dir: str, text: str) -> None:
   """
   path = pathlib.Path(model_dir) / 'config.gin'
   try:
-    if path.exists():
+    # Without a checkpoint there is no run yet, only an attempt.
+    if path.exists() and any(path.parent.glob('checkpoint_*')):
       _check_same_run(path, text)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name('config.gin.tmp')

@@ -96,6 +96,8 @@ def saved_params(checkpoint: pathlib.Path) -> dict[str, tuple[int, ...]]:
   """Name -> shape of the parameters in a checkpoint."""
   with ocp.StandardCheckpointer() as reader:
     metadata = reader.metadata(checkpoint.absolute() / 'state')
+  if metadata.item_metadata is None:
+    raise ValueError('the list of its arrays cannot be read')
   tree = metadata.item_metadata.tree['target']
   return {name: tuple(x.shape) for name, x in named_leaves(tree).items()}
 
@@ -123,8 +125,9 @@ def check_matches(
 
 def first_line(error: Exception) -> str:
   """A short form of an error for a message of one line."""
-  lines = str(error).strip().splitlines() or [type(error).__name__]
-  return lines[0][:160]
+  cause = error.__cause__ or error
+  lines = str(cause).strip().splitlines() or [type(cause).__name__]
+  return lines[0] if len(lines[0]) <= 160 else f'{lines[0][:157]}...'
 
 
 def _read(checkpoint: pathlib.Path, names: dict[str, Any]) -> dict[str, Any]:

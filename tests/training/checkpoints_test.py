@@ -82,7 +82,7 @@ def restore(folder, notify):
   return restored
 
 
-def test_broken_newest_falls_back_with_one_line(trained, tmp_path):
+def test_broken_newest_falls_back_with_one_line(trained, tmp_path, capfd):
   """Each file of the newest checkpoint in turn, cut in half and emptied.
 
   Either the file does not matter, and step 6 is restored as it was, or step 4
@@ -116,14 +116,15 @@ def test_broken_newest_falls_back_with_one_line(trained, tmp_path):
       for left, right in zip(restored.window, good[step].window, strict=True):
         np.testing.assert_array_equal(left, right)
       shutil.rmtree(copy)
+  assert capfd.readouterr().err == ''  # No tracebacks beside the lines.
   # All that holds values, and the manifests that lead there.
   for part in (
-    'state/ocdbt.process_0/d/',
+    'state/d/',
     'state/manifest.ocdbt',
     'window/metadata',
     'dataset/metadata',
   ):
-    assert any(part in name for name in fell_back), (part, fell_back)
+    assert any(part in name for name in fell_back), (part, '\n'.join(fell_back))
 
 
 def test_run_with_a_broken_newest_ends_as_it_would_have(trained, tmp_path):
@@ -209,7 +210,9 @@ def test_checkpoint_of_one_device_restores_on_eight(tmp_path):
   one = train(tmp_path / 'a', 6, partitioner=alone)
   other = train(tmp_path / 'b', 6, partitioner=split)
   kernel = other.state.params['main']['wi']['kernel']
-  assert kernel.addressable_shards[0].data.size == kernel.size // 8
+  assert (
+    kernel.addressable_shards[0].data.size == kernel.size // 4
+  )  # fsdp and tensor; none free
   # Two steps of fp32 sums in another order, through Adam at rate 1e-2: its
   # update moves by at most the relative error of the gradient, about 1e-6.
   for name, value in named_leaves(one.state.params).items():
