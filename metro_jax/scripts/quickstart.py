@@ -76,7 +76,7 @@ class Quickstart:
     yield
     seconds = time.monotonic() - start
     self.times.append((title, seconds))
-    self.out.print(f'{_duration(seconds)}', style='green')
+    self.out.print(f'done in {_duration(seconds)}', style='green')
 
   def run(self) -> None:
     """All steps."""
