@@ -6,9 +6,13 @@ from collections.abc import Callable
 import jax
 
 from pallas_kernels import backend as backends
-from pallas_kernels.layer_norm import reference
+from pallas_kernels.layer_norm import gpu, reference, tpu
 
-KERNELS: dict[str, Callable] = {}  # Platform to kernel.
+# Platform to kernel.
+KERNELS: dict[str, Callable] = {
+  'gpu': gpu.layer_norm,
+  'tpu': tpu.layer_norm,
+}
 
 
 def layer_norm(

@@ -130,18 +130,22 @@ def test_vocab_cross_entropy_is_stable_and_breaks_ties_low():
   np.testing.assert_allclose(loss, np.array([0, 2e4]) + np.log(2), atol=2.0**-9)
 
 
-def test_backends():
+def test_backends(monkeypatch):
   def reference(x):
     return ('reference', x)
 
-  def kernel(x):
-    if x < 0:
-      raise NotImplementedError('negative')
+  def kernel(x, interpret):
+    assert not interpret
+    backend.require(x >= 0, 'negative')
     return ('kernel', x)
 
   here = {jax.default_backend(): kernel}
   call = backend.call
   assert call('op', 'auto', reference, {}, 1) == ('reference', 1)
+  # A kernel that never ran on this hardware has to be asked for.
+  assert call('op', 'auto', reference, here, 1) == ('reference', 1)
+  proven = frozenset({('op', jax.default_backend())})
+  monkeypatch.setattr(backend, 'AUTO', proven)
   assert call('op', 'auto', reference, here, 1) == ('kernel', 1)
   assert call('op', 'auto', reference, here, -1) == ('reference', -1)
   assert call('op', 'xla', reference, here, 1) == ('reference', 1)
