@@ -239,7 +239,7 @@ def _caption(figure: Any, runs: Sequence[Run], first: Any) -> None:
   height = figure.get_figheight()
   several = len(runs) > 1
   text = 'Horizontal: training steps.  Lines: training.'
-  if any(run.held_out for run in runs):
+  if any(any(run.held_out.values()) for run in runs):
     text += '  Dots: held-out text.'
   if not several:
     text = f'{runs[0].name}.  {text}'
