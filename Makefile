@@ -14,8 +14,8 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python metro_jax/scripts/install.py
-INSTALLED := $(VENV)/.installed
-INSTALLED_TEST := $(VENV)/.installed-test
+INSTALLED := $(VENV)/.installed$(addprefix -,$(EXTRAS))
+INSTALLED_TEST := $(INSTALLED)-test
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-test quickstart test test-slow lint format clean
