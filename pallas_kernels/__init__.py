@@ -15,6 +15,7 @@ from pallas_kernels.matmul import matmul as matmul
 from pallas_kernels.sampling import categorical as categorical
 from pallas_kernels.sampling import gumbel as gumbel
 from pallas_kernels.softmax_dropout import softmax_dropout as softmax_dropout
+from pallas_kernels.vocab_cross_entropy import Draw as Draw
 from pallas_kernels.vocab_cross_entropy import (
   vocab_cross_entropy as vocab_cross_entropy,
 )

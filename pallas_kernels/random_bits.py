@@ -16,6 +16,7 @@ arithmetic modulo 2^32):
 
   keep     = bits >= uint32(float32(rate) * 2^32)
   uniform  = (bits >> 8) * 2^-24, in [0, 1)
+  gumbel   = -log(-log1p(-min(((bits >> 1) + 1/2) * 2^-31, 1 - 2^-24)))
 
 Who uses which coordinates (`row_id` is the row's index in the global batch):
 
@@ -49,8 +50,7 @@ def bits(
   seed: jax.Array, plane: jax.Array, row: jax.Array, col: jax.Array
 ) -> jax.Array:
   """Random uint32 of the coordinates' broadcast shape."""
-  inner = mix(_u32(row) * jnp.uint32(0x9E3779B1) ^ fold(seed, plane))
-  return mix(inner + _u32(col))
+  return mix(row_key(seed, plane, row) + _u32(col))
 
 
 def keep(
@@ -82,6 +82,23 @@ def uniform(
   """float32 in [0, 1), multiples of 2^-24."""
   high = bits(seed, plane, row, col) >> 8
   return high.astype(jnp.float32) * jnp.float32(2.0**-24)
+
+
+def gumbel(bits: jax.Array) -> jax.Array:
+  """float32 Gumbel noise from random uint32.
+
+  The uniform number stands where small ones become large noise: float32 is
+  fine there, so the tail reaches 22 without steps. Taken from the other end
+  it would round to 1 once in 2^24, and -log(-log(1)) is infinite.
+  """
+  half = (bits >> 1).astype(jnp.int32).astype(jnp.float32) + 0.5
+  u = jnp.minimum(half * jnp.float32(2.0**-31), 1.0 - 2.0**-24)
+  return -jnp.log(-jnp.log1p(-u))
+
+
+def row_key(seed: jax.Array, plane: jax.Array, row: jax.Array) -> jax.Array:
+  """What `bits` shares along a row: bits = mix(row_key + column)."""
+  return mix(_u32(row) * jnp.uint32(0x9E3779B1) ^ fold(seed, plane))
 
 
 def iota(shape: tuple[int, ...], axis: int) -> jax.Array:

@@ -75,8 +75,9 @@ def gumbel(logits: jax.Array, seed: jax.Array, rows: jax.Array) -> jax.Array:
   """
   plane, draw = _coordinates(logits, rows)
   ids = random_bits.iota(logits.shape, 2)
-  u = random_bits.uniform(seed, plane[..., None], draw[..., None], ids)
-  noise = -jnp.log(-jnp.log(u + 2.0**-25))  # Half a step: u is never 0 or 1.
+  noise = random_bits.gumbel(
+    random_bits.bits(seed, plane[..., None], draw[..., None], ids)
+  )
   return jnp.argmax(logits + noise, axis=-1).astype(jnp.int32)
 
 

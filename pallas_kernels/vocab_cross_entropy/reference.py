@@ -1,11 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cross entropy of tied-table logits, the definition. Holds the logits."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels import sampling
 from pallas_kernels.matmul import matmul
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=('seed', 'rows', 'temperature'),
+  meta_fields=(),
+)
+@dataclasses.dataclass(frozen=True)
+class Draw:
+  """Asks for a sample of each token along with its loss.
+
+  Attributes:
+    seed: uint32 scalar.
+    rows: uint32 [batch], each row's index in the global batch.
+    temperature: the logits are divided by it; may be traced.
+  """
+
+  seed: jax.Array
+  rows: jax.Array
+  temperature: float | jax.Array = 1.0
 
 
 def vocab_logits(
@@ -30,20 +54,29 @@ def vocab_cross_entropy(
   table: jax.Array,
   bias: jax.Array | None,
   targets: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Per row: loss, log-sum-exp of the logits, most likely id.
+  *,
+  draw: Draw | None = None,
+) -> tuple[jax.Array, ...]:
+  """Per token: loss, log-sum-exp of the logits, most likely id.
 
   Args:
     features: [..., width].
     table: [vocabulary, width].
     bias: [vocabulary] or None.
     targets: int32 [...], the ids to predict.
+    draw: asks for a sample too; leading axes are then [batch, draws].
 
   Returns:
     loss [...] float32 (= lse - logit of the target), lse [...] float32, both
-    differentiable; argmax [...] int32, the lowest id among equals.
+    differentiable; argmax [...] int32, the lowest id among equals; with
+    `draw` also a sample [...] int32 by Gumbel-max, without gradient.
   """
-  return cross_entropy(vocab_logits(features, table, bias), targets)
+  x = vocab_logits(features, table, bias)
+  out = cross_entropy(x, targets)
+  if draw is None:
+    return out
+  warm = jax.lax.stop_gradient(x) / draw.temperature
+  return *out, sampling.gumbel(warm, draw.seed, draw.rows)
 
 
 @jax.custom_vjp

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kernels at the sizes that models have, forward and backward."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -18,6 +20,18 @@ def cases(platform: str) -> dict:
     vector = _ARRAY((features,), _F32)
     x = _ARRAY((16, 500, features), dtype)
     out[name] = _pulled(_layer_norm, 3), (x, vector, vector, x)
+  for width, ids, dtype in ((768, 32768, _BF16), (128, 30000, _F32)):
+    name = f'vocab_cross_entropy {width} x {ids} {jnp.dtype(dtype).name}'
+    loss = _ARRAY((8, 500), _F32)
+    args = (
+      _ARRAY((8, 500, width), dtype),
+      _ARRAY((ids, width), _F32),
+      _ARRAY((ids,), _F32),
+      _ARRAY((8, 500), _I32),
+    )
+    sampled = functools.partial(_vocab_cross_entropy, sampling=True)
+    out[name] = _pulled(_vocab_cross_entropy, 3), (*args, (loss, loss))
+    out[f'{name} sampled'] = sampled, args
   return out
 
 
@@ -35,3 +49,14 @@ def _pulled(function, count):
 
 def _layer_norm(x, scale, bias):
   return pallas_kernels.layer_norm(x, scale, bias, backend='pallas')
+
+
+def _vocab_cross_entropy(features, table, bias, targets, sampling=False):
+  draw = None
+  if sampling:
+    rows = jnp.arange(targets.shape[0], dtype=jnp.uint32)
+    draw = pallas_kernels.Draw(jnp.uint32(1), rows)
+  out = pallas_kernels.vocab_cross_entropy(
+    features, table, bias, targets, draw=draw, backend='pallas'
+  )
+  return out if sampling else out[:2]
