@@ -66,6 +66,7 @@ class ToyModel:
     table = params['embedder']['token']['embedding']
     x = table[batch['encoder_input_tokens']]
     x = nn.with_logical_constraint(x, ('batch', 'length', 'embed'))
+    x = x + jnp.roll(x, 1, axis=1)  # The token before tells the next.
     q = jnp.einsum('ble,ehk->blhk', x, params['main']['query']['kernel'])
     x = x + jnp.sum(q, (2, 3))[..., None]
     wi, wo = params['main']['wi'], params['main']['wo']

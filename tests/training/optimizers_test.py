@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Optimizers and schedules against formulas written out in NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from metro_jax import training
+from metro_jax.errors import UserError
+
+PARAMS = {
+  'auxiliary': {'kernel': jnp.array([0.5, -1.0])},
+  'main': {
+    'kernel': jnp.array([[1.0, 2.0], [3.0, -4.0]]),
+    'bias': jnp.array([0.1, 0.2]),
+  },
+}
+GRADIENTS = {
+  'auxiliary': {'kernel': jnp.array([30.0, 40.0])},
+  'main': {
+    'kernel': jnp.array([[0.3, -0.1], [0.2, 0.4]]),
+    'bias': jnp.array([1.0, -2.0]),
+  },
+}
+
+
+def run(optimizer, steps=3):
+  params, slots = PARAMS, optimizer.init(PARAMS)
+  for step in range(steps):
+    gradients = jax.tree.map(lambda g, s=step: g * (1 + s), GRADIENTS)
+    updates, slots = optimizer.update(gradients, slots, params)
+    params = optax.apply_updates(params, updates)
+  return params, slots
+
+
+def oracle(name, rates, decay, clip, trained, b1=0.9, b2=0.98, eps=1e-6):
+  """AdamW of Loshchilov and Hutter after clipping, float64."""
+  part, leaf = name.split('/')
+  p = np.asarray(PARAMS[part][leaf], np.float64)
+  m = v = np.zeros_like(p)
+  for t, rate in enumerate(rates, 1):
+    g = np.asarray(GRADIENTS[part][leaf], np.float64) * t
+    norm = np.sqrt(
+      sum(
+        np.sum(np.square(np.asarray(GRADIENTS[a][b], np.float64) * t))
+        for a, b in trained
+      )
+    )
+    g = g * min(1.0, clip / norm)
+    m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+    step = (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + eps)
+    p = p - rate * (step + decay * p)
+  return p
+
+
+ALL = [('auxiliary', 'kernel'), ('main', 'kernel'), ('main', 'bias')]
+
+
+@pytest.mark.parametrize('frozen', [False, True])
+def test_adamw_is_the_formula(frozen):
+  schedule = training.linear_warmup_decay(1e-2, 2, 10)
+  rates = [0.005, 0.01, 0.01]
+  optimizer = training.adamw(
+    schedule,
+    weight_decay=0.1,
+    clip_norm=0.5,
+    no_decay=('.*/bias',),
+    frozen=('auxiliary/.*',) if frozen else (),
+  )
+  params, slots = run(optimizer)
+  trained = ALL[1:] if frozen else ALL
+  for part, leaf in trained:
+    expected = oracle(
+      f'{part}/{leaf}', rates, 0.0 if leaf == 'bias' else 0.1, 0.5, trained
+    )
+    # Three fp32 updates of at most 1e-2 each, on values of at most 4.
+    np.testing.assert_allclose(
+      params[part][leaf],
+      expected,
+      rtol=4 * np.finfo(np.float32).eps,
+      atol=1e-7,
+      err_msg=f'{part}/{leaf}',
+    )
+  held = params['auxiliary']['kernel']
+  unchanged = np.array_equal(held, PARAMS['auxiliary']['kernel'])
+  assert unchanged == frozen
+  # Two moments of each trained number, the count of Adam and of the schedule.
+  numbers = sum(x.size for x in jax.tree.leaves(slots))
+  assert numbers == 2 * (6 if frozen else 8) + 2
+
+
+def test_no_clipping_and_constant_rate():
+  params, _ = run(training.adamw(1e-3, clip_norm=None, weight_decay=0.0))
+  expected = oracle('main/bias', [1e-3] * 3, 0.0, np.inf, ALL)
+  np.testing.assert_allclose(params['main']['bias'], expected, rtol=1e-6)
+  assert training.adamw(1e-3).learning_rate(7) == 1e-3
+
+
+@pytest.mark.parametrize(
+  'arguments, words',
+  [
+    ({'clip_norm': 0.0}, 'clip_norm is 0.0; give a positive norm'),
+    ({'frozen': ('axiliary/.*',)}, 'matches no parameter'),
+    ({'no_decay': ('(',)}, 'not a regular expression'),
+  ],
+)
+def test_mistakes(arguments, words):
+  with pytest.raises(UserError, match=words):
+    run(training.adamw(1e-3, **arguments))
+
+
+def values(schedule, steps):
+  return [float(jax.jit(schedule)(step)) for step in steps]
+
+
+def test_schedules_by_hand():
+  linear = training.linear_warmup_decay(1.0, 4, 12, end=0.2)
+  np.testing.assert_allclose(
+    values(linear, [0, 1, 3, 4, 8, 12, 99]),
+    [0.25, 0.5, 1.0, 1.0, 0.6, 0.2, 0.2],
+    rtol=1e-6,
+  )
+  rsqrt = training.rsqrt(0.5, 4)
+  np.testing.assert_allclose(
+    values(rsqrt, [0, 3, 15]), [0.125, 0.5, 0.25], rtol=1e-6
+  )
+  constant = training.constant(0.3, 3)
+  np.testing.assert_allclose(
+    values(constant, [0, 2, 50]), [0.1, 0.3, 0.3], rtol=1e-6
+  )
+
+
+def test_schedule_mistakes():
+  with pytest.raises(UserError, match='warmup_steps=5 must be less'):
+    training.linear_warmup_decay(1.0, 5, 5)
+  with pytest.raises(UserError, match='must not be negative'):
+    training.constant(-1.0)
+  with pytest.raises(UserError, match='give 0 or more'):
+    training.constant(1.0, -1)
