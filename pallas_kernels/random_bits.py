@@ -31,6 +31,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+# What a row's index is multiplied by.
+ROW = 0x9E3779B1
+
 
 def mix(x: jax.Array) -> jax.Array:
   """A bijection of uint32 in which every input bit reaches every output bit."""
@@ -98,7 +101,7 @@ def gumbel(bits: jax.Array) -> jax.Array:
 
 def row_key(seed: jax.Array, plane: jax.Array, row: jax.Array) -> jax.Array:
   """What `bits` shares along a row: bits = mix(row_key + column)."""
-  return mix(_u32(row) * jnp.uint32(0x9E3779B1) ^ fold(seed, plane))
+  return mix(_u32(row) * jnp.uint32(ROW) ^ fold(seed, plane))
 
 
 def iota(shape: tuple[int, ...], axis: int) -> jax.Array:

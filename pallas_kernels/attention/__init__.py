@@ -6,10 +6,11 @@ from collections.abc import Callable
 import jax
 
 from pallas_kernels import backend as backends
-from pallas_kernels.attention import reference
+from pallas_kernels.attention import gpu, reference
 from pallas_kernels.attention.bias import PositionBias as PositionBias
 
-KERNELS: dict[str, Callable] = {}  # Platform to kernel.
+# Platform to kernel.
+KERNELS: dict[str, Callable] = {'gpu': gpu.attention}
 
 
 def attention(

@@ -32,6 +32,17 @@ def cases(platform: str) -> dict:
     sampled = functools.partial(_vocab_cross_entropy, sampling=True)
     out[name] = _pulled(_vocab_cross_entropy, 3), (*args, (loss, loss))
     out[f'{name} sampled'] = sampled, args
+  for name, length, width, dtype, options in (
+    ('attention metro', 500, 64, _BF16, {'dropout_rate': 0.1, 'bias': 'reset'}),
+    ('attention t5', 512, 64, _BF16, {'bias': 'vector'}),
+    ('attention plain', 512, 128, _BF16, {}),
+    ('attention causal', 300, 64, _BF16, {'causal': True, 'bias': 'vector'}),
+    ('attention float32', 512, 64, _F32, {'bias': 'vector'}),
+  ):
+    x = _ARRAY((4, length, 12, width), dtype)
+    args = (x, x, x, _ARRAY((12, 2 * length - 1), _F32), _ARRAY((12, 2), _F32))
+    function = functools.partial(_attention, **options)
+    out[name] = _pulled(function, 5), (*args, _ARRAY((4, length), _I32), x)
   return out
 
 
@@ -60,3 +71,27 @@ def _vocab_cross_entropy(features, table, bias, targets, sampling=False):
     features, table, bias, targets, draw=draw, backend='pallas'
   )
   return out if sampling else out[:2]
+
+
+def _attention(q, k, v, vector, reset, segments, bias=None, **options):
+  batch, length = segments.shape
+  first = jnp.broadcast_to(jnp.arange(length) == 0, (batch, length))
+  full = pallas_kernels.PositionBias(
+    length,
+    length,
+    vector,
+    *((reset, first, first) if bias == 'reset' else ()),
+  )
+  if 'dropout_rate' in options:
+    rows = jnp.arange(batch, dtype=jnp.uint32)
+    options = options | {'seed': jnp.uint32(1), 'rows': rows}
+  return pallas_kernels.attention(
+    q,
+    k,
+    v,
+    bias=full if bias else None,
+    q_segments=segments,
+    kv_segments=segments,
+    backend='pallas',
+    **options,
+  )
