@@ -6,6 +6,10 @@ stand beside it by platform, and the public function picks one by `backend`
 ('auto', 'xla', 'pallas'; see backend.py).
 """
 
+from pallas_kernels import attention as _attention
+from pallas_kernels import backend as _backend
+from pallas_kernels import layer_norm as _layer_norm
+from pallas_kernels import vocab_cross_entropy as _vocab_cross_entropy
 from pallas_kernels.attention import PositionBias as PositionBias
 from pallas_kernels.attention import attention as attention
 from pallas_kernels.backend import BACKENDS as BACKENDS
@@ -20,3 +24,14 @@ from pallas_kernels.vocab_cross_entropy import (
   vocab_cross_entropy as vocab_cross_entropy,
 )
 from pallas_kernels.vocab_cross_entropy import vocab_logits as vocab_logits
+
+_OPS = {
+  'attention': _attention,
+  'layer_norm': _layer_norm,
+  'vocab_cross_entropy': _vocab_cross_entropy,
+}
+
+
+def wants_kernel(op: str, backend: str) -> bool:
+  """Whether `backend` asks for a kernel that this platform has."""
+  return _backend.wants_kernel(op, backend, _OPS[op].KERNELS)

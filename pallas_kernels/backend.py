@@ -67,6 +67,15 @@ def current() -> Target:
   return _TARGET.get() or Target(jax.default_backend())
 
 
+def wants_kernel(
+  op: str, backend: str, kernels: Mapping[str, Callable]
+) -> bool:
+  """Whether `call` would try a kernel, for arguments that it supports."""
+  here = current().platform
+  asked = backend == 'pallas' or (backend == 'auto' and (op, here) in AUTO)
+  return asked and here in kernels
+
+
 def call(
   op: str,
   backend: str,
@@ -102,7 +111,7 @@ def call(
         f" for {there}); use backend 'auto' or 'xla'"
       )
     return kernel(*args, interpret=here.interpret, **kwargs)
-  if backend == 'auto' and kernel and (op, here.platform) in AUTO:
+  if wants_kernel(op, backend, kernels):
     try:
       return kernel(*args, interpret=here.interpret, **kwargs)
     except NotImplementedError:

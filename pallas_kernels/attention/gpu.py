@@ -61,6 +61,7 @@ def attention(
   seed: jax.Array | None = None,
   rows: jax.Array | None = None,
   softmax_backend: str = 'auto',
+  axis: str | None = None,
   interpret: bool = False,
 ) -> jax.Array:
   """See `reference.attention`."""
@@ -82,7 +83,7 @@ def attention(
     interpret=interpret,
   )
   data = operands.make(
-    q, k, bias, q_segments, kv_segments, dropout_rate, seed, rows
+    q, k, bias, q_segments, kv_segments, dropout_rate, seed, rows, axis
   )
   return _attention(how, q, k, v, data)
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from pallas_kernels import backend, random_bits
 from pallas_kernels.attention import tile
@@ -48,8 +49,25 @@ def make(
   dropout_rate: float | jax.Array,
   seed: jax.Array | None,
   rows: jax.Array | None,
+  axis: str | None,
 ) -> Operands:
-  """See `reference.attention` for the arguments."""
+  """See `reference.attention` for the arguments.
+
+  Args:
+    q: [batch, queries, heads, head_dim].
+    k: [batch, keys, heads, head_dim].
+    bias: position bias.
+    q_segments: int32 [batch, queries] or None.
+    kv_segments: int32 [batch, keys] or None.
+    dropout_rate: may be traced.
+    seed: uint32 scalar.
+    rows: uint32 [batch].
+    axis: mesh axis over which the heads are split, inside shard_map: a head's
+      dropout mask is that of its number among all heads.
+
+  Returns:
+    What kernels read.
+  """
   backend.require(
     bias is None or bias.untied is None,
     'attention: kernels take no untied position term, which is a whole'
@@ -65,9 +83,12 @@ def make(
   if no_dropout(dropout_rate):
     planes = jnp.zeros((1, 1), jnp.uint32)
   else:
-    heads = q.shape[2]
-    plane = rows.astype(jnp.uint32)[:, None] * jnp.uint32(heads)
-    plane = plane + jnp.arange(heads, dtype=jnp.uint32)
+    heads, devices, first = q.shape[2], 1, jnp.uint32(0)
+    if axis is not None:
+      devices = lax.psum(1, axis)
+      first = lax.axis_index(axis).astype(jnp.uint32) * jnp.uint32(heads)
+    plane = rows.astype(jnp.uint32)[:, None] * jnp.uint32(heads * devices)
+    plane = plane + first + jnp.arange(heads, dtype=jnp.uint32)
     planes = random_bits.fold(seed, plane)
   return Operands(
     q_codes=_codes(q, q_segments, q_first),
