@@ -96,7 +96,10 @@ class RelativeBias(nn.Module):
     """`bias` with `vector` and, with reset_cls, `reset` filled in."""
     positions = self.config.positions
     rows = positions.num_buckets + (2 if positions.reset_cls else 0)
-    init = initializers.normal(self.config.init_stddev)
+    stddev = positions.relative_stddev
+    if stddev is None:
+      stddev = self.config.init_stddev
+    init = initializers.normal(stddev)
     table = self.param(
       'embedding',
       nn.with_logical_partitioning(init, ('relpos_buckets', 'heads')),
