@@ -17,7 +17,7 @@ from metro_jax import flops
 from metro_jax.errors import UserError
 from metro_jax.models import prediction
 from metro_jax.models.base import Batch, Metrics, Params
-from metro_jax.modules import TransformerConfig
+from metro_jax.modules import EncoderDecoder, TransformerConfig
 from metro_jax.pretrain import MaskedTokens, Pretrainer
 
 _STREAMS = ('dropout', 'sample')
@@ -129,7 +129,7 @@ class PretrainingModel:
     rows, length = batch_shape
     pretrainer = self.pretrainer
     slots = min(pretrainer.max_predictions or length, length)
-    trained = flops.encoder(pretrainer.main.config, length)
+    trained = flops.main_model(pretrainer.main, length)
     sampled = 0.0
     auxiliary = pretrainer.auxiliary
     if hasattr(auxiliary, 'config'):
@@ -167,7 +167,11 @@ class PretrainingModel:
 
   def _configs(self) -> list[TransformerConfig]:
     parts = (self.pretrainer, self.pretrainer.auxiliary)
-    return [part.config for part in parts if hasattr(part, 'config')]
+    configs = [part.config for part in parts if hasattr(part, 'config')]
+    main = self.pretrainer.main
+    if isinstance(main, EncoderDecoder):
+      configs.append(main.decoder_config)
+    return configs
 
   def _progress(self, step: jax.Array | int) -> jax.Array | float:
     if self.curriculum_steps is None:
@@ -176,11 +180,12 @@ class PretrainingModel:
 
   def _head(self, head: str, calls: int) -> float:
     """Forward FLOPs of a head."""
-    config = self.pretrainer.config
+    pretrainer = self.pretrainer
+    config = pretrainer.config
     if head == 'rtd':
-      return flops.rtd_head(config, calls)
+      return flops.rtd_head(config, calls, pretrainer.rtd_head.hidden)
     if head == 'lm':
-      return flops.lm_head(config, calls, projection=False)
+      return flops.lm_head(config, calls, pretrainer.lm_head.projection)
     return flops.lm_head(self.pretrainer.auxiliary.config, calls)
 
 

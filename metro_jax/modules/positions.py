@@ -172,6 +172,25 @@ def _heads(config: TransformerConfig, name: str) -> Dense:
   )
 
 
+def row_of(bias: PositionBias, query: jax.Array) -> PositionBias:
+  """The bias of a single query, an int32 scalar, on all keys."""
+
+  def cut(x: jax.Array | None, start: jax.Array, size: int, axis: int):
+    if x is None:
+      return None
+    return jax.lax.dynamic_slice_in_dim(x, start, size, axis)
+
+  # Key 0 lies `query` places before the query.
+  first = bias.q_length - 1 - query
+  return dataclasses.replace(
+    bias,
+    q_length=1,
+    vector=cut(bias.vector, first, bias.k_length, 1),
+    q_first=cut(bias.q_first, query, 1, 1),
+    untied=cut(bias.untied, query, 1, 2),
+  )
+
+
 def attention_scale(config: TransformerConfig) -> float:
   """1 / sqrt(head_dim), or 1 / sqrt(2 head_dim) beside untied positions."""
   terms = 2 if config.positions.untied else 1

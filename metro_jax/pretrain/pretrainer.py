@@ -19,11 +19,14 @@ from metro_jax.errors import UserError
 from metro_jax.metrics import BinaryHistogram, Mean
 from metro_jax.modules import (
   Embedder,
+  EncoderDecoder,
   EncoderOutput,
   LMHead,
+  MainOutput,
   RTDHead,
   TokenLogits,
   TransformerConfig,
+  shift_right,
 )
 from metro_jax.pretrain import checks
 from metro_jax.pretrain.auxiliary import Proposal
@@ -39,7 +42,9 @@ class Pretrainer(nn.Module):
 
   Attributes:
     config: of the embedder and the heads; the main model's.
-    main: takes embeddings, returns hidden states (`modules.Encoder`).
+    main: takes embeddings, returns hidden states (`modules.Encoder`). The
+      decoder of a `modules.EncoderDecoder` reads the original, one token late
+      (METRO-T5).
     auxiliary: proposes replacements (`AuxiliaryModel`). None: batches come
       corrupted, or masked for a main model that is to fill them in itself.
     sampler: draws replacements from the proposal.
@@ -50,6 +55,10 @@ class Pretrainer(nn.Module):
     dropout_rate: of the main model, on hidden states and attention, 0..1.
     max_predictions: masked positions per row that are computed; None for the
       sequence length. See `MaskedTokens.from_batch` for rows with more.
+    rtd_head: None is a single linear layer.
+    lm_head: of the main model; None is the tied table and a bias.
+    decoder_start_id: what a decoder reads before the first token; METRO-T5
+      starts with its mask token.
   """
 
   config: TransformerConfig
@@ -60,13 +69,22 @@ class Pretrainer(nn.Module):
   share: Sequence[str] = ('token',)
   dropout_rate: float = 0.1
   max_predictions: int | None = None
+  rtd_head: RTDHead | None = None
+  lm_head: LMHead | None = None
+  decoder_start_id: int = 4
+
+  def __post_init__(self) -> None:
+    """Fills in heads; they have parameters once they are called."""
+    if self.rtd_head is None:
+      self.rtd_head = RTDHead(self.config, parent=None)
+    if self.lm_head is None:
+      self.lm_head = LMHead(self.config, projection=False, parent=None)
+    super().__post_init__()
 
   def setup(self) -> None:
-    """Declares what is shared; a head has parameters once it is called."""
+    """Declares what is shared."""
     checks.check(self)
     self.embedder = Embedder(self.config)
-    self.rtd_head = RTDHead(self.config)
-    self.lm_head = LMHead(self.config, projection=False)
 
   def __call__(
     self,
@@ -114,15 +132,27 @@ class Pretrainer(nn.Module):
 
   def encode(
     self, tokens: jax.Array, masked: MaskedTokens, train: bool
-  ) -> EncoderOutput:
+  ) -> EncoderOutput | MainOutput:
     """X_noise --main--> H, for tokens that lie where those of `masked` do."""
     dropout = masked.dropout(self.dropout_rate, train)
     x = self.embedder(tokens, masked.positions, masked.valid, dropout)
-    return self.main(x, masked.segment_ids, masked.positions, dropout)
+    decoder = {}
+    if isinstance(self.main, EncoderDecoder):
+      reads = shift_right(
+        masked.original, masked.segment_ids, self.decoder_start_id
+      )
+      decoder = {
+        'decoder_x': self.embedder.lookup(reads),
+        'decoder_segment_ids': masked.segment_ids,
+        'decoder_positions': masked.positions,
+      }
+    return self.main(
+      x, masked.segment_ids, masked.positions, dropout, **decoder
+    )
 
   def loss(
     self,
-    outputs: EncoderOutput,
+    outputs: EncoderOutput | MainOutput,
     corrupted: Corrupted,
     normalizers: Mapping[str, jax.Array] | None = None,
   ) -> tuple[jax.Array, Metrics]:
