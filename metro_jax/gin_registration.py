@@ -15,7 +15,10 @@ from metro_jax import data, models, modules, pretrain, training
 _PARTS = {
   'modules': (
     modules.Encoder,
+    modules.EncoderDecoder,
+    modules.LMHead,
     modules.PositionConfig,
+    modules.RTDHead,
     modules.TransformerConfig,
   ),
   'pretrain': (
@@ -27,12 +30,20 @@ _PARTS = {
     pretrain.Pretrainer,
     pretrain.RTD,
   ),
-  'models': (models.PretrainingModel,),
+  'models': (
+    models.PretrainingModel,
+    models.TextToText,
+    models.TextToTextModel,
+  ),
   'data': (
+    data.SpanCorruption,
     data.TextFiles,
     data.TokenDataset,
-    data.max_predictions,
     data.corpus,
+    data.end_id,
+    data.max_predictions,
+    data.row_length,
+    data.target_length,
   ),
   'training': (
     training.CheckpointConfig,

@@ -43,8 +43,10 @@ ALLOWED = {
     'metro_jax.losses',
     'metro_jax.metrics',
     'metro_jax.flops',
+    'metro_jax.decoding',
     'metro_jax.errors',
   },
+  'metro_jax.decoding': {'metro_jax.ops', 'metro_jax.errors'},
   'metro_jax.data': {'metro_jax.data', 'metro_jax.errors'},
   'metro_jax.training': {
     'metro_jax.training',

@@ -177,4 +177,5 @@ def scattered_limits(size: int, rate: float) -> tuple[int, int]:
   """The most tokens in spans, and the most spans, of `scattered`."""
   starts = int(rate * (1 - _EMPTY) / ((1 + _LONGEST) / 2) * size) + 1
   empty = int(rate * _EMPTY * size) + 1
-  return min(starts * _LONGEST, size), starts + empty
+  # A span that goes on at the row's start is two there.
+  return min(starts * _LONGEST, size), starts + 1 + empty

@@ -102,6 +102,18 @@ def test_scattered_spans_begin_anywhere_and_wrap():
   assert ((begins | empty).sum(axis=1) <= masked.sum(axis=1)).all()
 
 
+@pytest.mark.parametrize('size', [24, 32, 128])
+def test_scattered_spans_keep_to_their_limits(size):
+  """What array sizes and the number of sentinels rely on."""
+  masked, empty = scattered(size, 20000)
+  begins = masked & ~np.pad(masked[:, :-1], ((0, 0), (1, 0)))
+  spans_seen = (begins | empty).sum(axis=1).max()
+  tokens, most = spans.scattered_limits(size, 0.15)
+  assert spans_seen <= most and masked.sum(axis=1).max() <= tokens
+  # Not much too generous either: all spans at once are rare.
+  assert spans_seen >= most - 2
+
+
 def test_span_masks_hide_as_many_tokens_as_single_masks():
   maskable = np.zeros((3, 40), bool)
   maskable[0, 1:39] = True
