@@ -48,6 +48,7 @@ METRICS = (
   ('replace_rate', 'tokens that it replaces', None),
   ('rtd_auc', 'main: RTD, area under ROC', 'half'),
   ('replace_accuracy', 'main: replaced tokens found', 'zero'),
+  ('rtd_precision', 'main: marked tokens that were replaced', None),
   ('loss/clm', 'main: CLM loss (nats)', 'unigram_loss'),
   ('clm_accuracy', 'main: original tokens recovered', 'unigram_accuracy'),
 )
@@ -61,8 +62,7 @@ class Quickstart:
   ):
     """Takes where to train, what to bind besides, and where to write."""
     self.model_dir, self.bindings, self.out = model_dir, bindings, out
-    self.folder = pathlib.Path(model_dir)
-    self.times: list[tuple[str, float]] = []
+    self.folder, self.times = pathlib.Path(model_dir), []
 
   @contextlib.contextmanager
   def step(self, title: str, about: str) -> Iterator[None]:
