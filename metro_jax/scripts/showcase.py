@@ -21,7 +21,8 @@ from metro_jax.inference_text import MASK
 _SENTENCE = re.compile(r'(?<![^\s])[A-Z][a-z][^.!?\n]*[a-z]\.(?=\s|$)')
 _ODD = re.compile(r'[^A-Za-z0-9 ,.\'()-]')
 _WORD = re.compile(r'[A-Za-z]{2,}')
-_CANDIDATES = 20
+# Nearly all that the auxiliary could say, as in training.
+_CANDIDATES = 1000
 _PER_DOCUMENT = 3
 
 FOUND, MISSED, FALSE = 'found', 'missed', 'false alarm'
