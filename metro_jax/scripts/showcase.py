@@ -92,7 +92,8 @@ def corrupt(
   ]
   spans = [[w[i].span() for i in c] for w, c in zip(words, chosen, strict=True)]
   masked = [_mask(t, s) for t, s in zip(texts, spans, strict=True)]
-  filled = model.fill(masked, top_k=_CANDIDATES)
+  top_k = min(_CANDIDATES, model.vocabulary.size)
+  filled = model.fill(masked, top_k=top_k)
   return [
     _sample(t, s, f, rng) for t, s, f in zip(texts, spans, filled, strict=True)
   ]
