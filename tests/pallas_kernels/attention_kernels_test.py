@@ -2,15 +2,17 @@
 """Attention kernels, interpreted, against the reference."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
 
 import pallas_kernels
 from pallas_kernels import PositionBias, backend
-from pallas_kernels.attention import KERNELS, gpu, tpu
+from pallas_kernels.attention import KERNELS, gpu, tpu, tpu_logits
 
 # Half the distance between neighbours.
 ROUNDING = {jnp.float32: 2.0**-24, jnp.bfloat16: 2.0**-8}
@@ -69,7 +71,7 @@ def run(platform, args, bias, how, g, causal=False):
       q, k, v, bias=full, causal=causal, backend=name, **how
     )
 
-  @jax.jit
+  @quick.jit
   def both(args, g):
     y, pull = jax.vjp(f, *args)
     return y, *pull(g)
@@ -81,8 +83,8 @@ def run(platform, args, bias, how, g, causal=False):
 def compare(got, want, dtype, queries, keys):
   """What differs by roundings of sums of so many terms, and of bfloat16.
 
-  Tiles add in another order; in bfloat16 probabilities and cotangents of
-  logits are rounded before they are multiplied, once on either side.
+  Tiles add in another order; in bfloat16 either side rounds probabilities or
+  cotangents of logits before it multiplies them, and then the result.
   """
   eps = ROUNDING[dtype]
   terms = (keys, keys, queries, queries, B * queries, B * queries)
@@ -92,7 +94,7 @@ def compare(got, want, dtype, queries, keys):
   ):  # fmt: skip
     assert a.dtype == b.dtype and a.shape == b.shape, name
     a, b = np.float64(a), np.float64(b)
-    atol = (16 * 2.0**-24 * n**0.5 + 2 * eps) * max(1, np.abs(b).max())
+    atol = (16 * 2.0**-24 * n**0.5 + 4 * eps) * max(1, np.abs(b).max())
     np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=name)
 
 
@@ -102,15 +104,20 @@ def blocks(monkeypatch):
   tiles = gpu.Tiles((32, 16), (16, 32), (32, 16), 16)
   monkeypatch.setattr(gpu, '_tiles', lambda q: tiles)
   monkeypatch.setattr(tpu, '_BLOCK', 16)
-  monkeypatch.setattr(tpu, '_LANES', 16)
+  monkeypatch.setattr(tpu_logits, 'LANES', 16)
 
 
 CASES = {
   'float32': (40, 40, jnp.float32, False),
-  'bfloat16': (37, 37, jnp.bfloat16, False),
-  'causal': (37, 37, jnp.float32, True),
-  'cross': (19, 45, jnp.float32, False),
+  'bfloat16': (37, 45, jnp.bfloat16, False),
+  'causal': (37, 19, jnp.float32, True),
 }
+
+
+@functools.cache
+def wanted(case):
+  queries, keys, dtype, causal = CASES[case]
+  return run(None, *inputs(queries, keys, dtype), causal)
 
 
 @pytest.mark.parametrize('case', CASES)
@@ -119,8 +126,8 @@ def test_forward_and_gradients(case, platform, blocks):
   queries, keys, dtype, causal = CASES[case]
   args, bias, how, g = inputs(queries, keys, dtype)
   got = run(platform, args, bias, how, g, causal)
-  want = run(None, args, bias, how, g, causal)
-  compare(got, want, dtype, queries, keys)
+  # A weight that only one of them dropped would stand out.
+  compare(got, wanted(case), dtype, queries, keys)
   # Padding queries see nothing; a [CLS] row's own scalar has no gradient.
   assert not np.any(np.asarray(got[0], np.float32)[0, -3:])
   assert not np.any(got[-1][:, 1]) and np.all(got[-1][:, 0] != 0)
