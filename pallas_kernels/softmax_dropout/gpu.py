@@ -17,6 +17,7 @@ from pallas_kernels.dropout.tile import dropped
 _TILE = 4096
 _WARPS = 4
 MAX_KEYS = 16384
+_DATA = len(operands.Operands._fields)  # References of a kernel.
 
 
 def forward(how, dtype, logits, untied, data):
@@ -118,9 +119,6 @@ def _backward_kernel(logits_ref, *refs, how, block):
   p = rows.probabilities(logits_ref, untied)
   dx = tile.softmax_gradient(p, rows.dropped(rows.load(g_ref)))
   rows.store(dx_ref, dx * how.scale)
-
-
-_DATA = len(operands.Operands._fields)
 
 
 def _iota(size):

@@ -17,6 +17,7 @@ from pallas_kernels.attention import operands, tile, tpu_logits
 _BLOCK = 128 * 1024
 _MIN_ROWS, _MAX_ROWS = 16, 128
 MAX_KEYS = _BLOCK // _MIN_ROWS
+_DATA = len(operands.Operands._fields)  # References of a kernel.
 
 
 def forward(how, dtype, logits, untied, data):
@@ -78,9 +79,6 @@ def _call(kernel, how, dtype, logits, untied, data, *g):
     *g,
     *extra,
   )
-
-
-_DATA = len(operands.Operands._fields)
 
 
 def _probabilities(logits_ref, untied, data, how):
