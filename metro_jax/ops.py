@@ -65,21 +65,54 @@ def layer_norm(
   bias: jax.Array,
   epsilon: float = 1e-5,
   *,
+  branch: jax.Array | None = None,
+  dropout_rate: float | jax.Array = 0.0,
+  seed: jax.Array | None = None,
+  rows: jax.Array | None = None,
   backend: str = 'auto',
 ) -> jax.Array:
-  """LayerNorm over the last axis of x [..., features], float32 inside."""
+  """LayerNorm over the last axis, float32 inside.
+
+  Args:
+    x: [batch, ..., features].
+    scale: [features].
+    bias: [features].
+    epsilon: added to the variance.
+    branch: like x; x + dropout(branch) is normalized in its place.
+    dropout_rate: of the branch, may be traced; needs [batch, length, features].
+    seed: uint32 scalar, needed for dropout.
+    rows: uint32 [batch], each row's index in the global batch.
+    backend: of the whole op.
+
+  Returns:
+    Like x.
+  """
+  # A Python 0 stays one: it is free.
+  rate = dropout_rate if isinstance(dropout_rate, jax.Array) else None
 
   def op(parts, backend, axes):
     del axes
-    return pallas_kernels.layer_norm(*parts, epsilon, backend=backend)
+    x, scale, bias, branch, rate, seed, rows = parts
+    return pallas_kernels.layer_norm(
+      x,
+      scale,
+      bias,
+      epsilon,
+      branch=branch,
+      dropout_rate=dropout_rate if rate is None else rate,
+      seed=seed,
+      rows=rows,
+      backend=backend,
+    )
 
+  batch = ('batch',)
   return _on_mesh(
     'layer_norm',
     backend,
     op,
-    (x, scale, bias),
-    (('batch',), (), ()),
-    ('batch',),
+    (x, scale, bias, branch, rate, seed, rows),
+    (batch, (), (), batch, (), (), batch),
+    batch,
   )
 
 
@@ -128,8 +161,12 @@ def attention(
     [batch, queries, heads, head_dim] in q's dtype; zeros where a query may
     see no key.
   """
+  # A Python 0 stays one: it is free.
+  rate = dropout_rate if isinstance(dropout_rate, jax.Array) else None
+  heads, batch = ('batch', None, 'heads', None), ('batch',)
+  names = (heads, heads, heads, _BIAS, batch, batch, (), (), batch)
 
-  def op(parts, backend, axes):
+  def call(parts, axes, backend, softmax_backend):
     q, k, v, bias, q_segments, kv_segments, rate, seed, rows = parts
     return pallas_kernels.attention(
       q,
@@ -140,7 +177,6 @@ def attention(
       kv_segments=kv_segments,
       scale=scale,
       causal=causal,
-      # A Python 0 stays one: it is free.
       dropout_rate=dropout_rate if rate is None else rate,
       seed=seed,
       rows=rows,
@@ -149,12 +185,17 @@ def attention(
       backend=backend,
     )
 
-  heads = ('batch', None, 'heads', None)
-  rate = dropout_rate if isinstance(dropout_rate, jax.Array) else None
+  def whole(parts, backend, axes):
+    if backend == 'xla':  # Products by XLA; the softmax may have a kernel.
+      name = 'softmax_dropout'
+      return _on_mesh(name, softmax_backend, parted, parts, names, heads)
+    return call(parts, axes, backend, softmax_backend)
+
+  def parted(parts, softmax_backend, axes):
+    return call(parts, axes, 'xla', softmax_backend)
+
   args = (q, k, v, bias, q_segments, kv_segments, rate, seed, rows)
-  batch = ('batch',)
-  names = (heads, heads, heads, _BIAS, batch, batch, (), (), batch)
-  return _on_mesh('attention', backend, op, args, names, heads)
+  return _on_mesh('attention', backend, whole, args, names, heads)
 
 
 # Logical axes of PositionBias; `untied` is refused by kernels.
@@ -254,11 +295,9 @@ def _on_mesh(
     What `op` returns.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if (
-    mesh.empty
-    or mesh.size == 1
-    or not pallas_kernels.wants_kernel(name, backend)
-  ):
+  if not pallas_kernels.wants_kernel(name, backend):
+    return op(args, 'xla' if backend == 'auto' else backend, {})
+  if mesh.empty or mesh.size == 1:
     return op(args, backend, {})
   leaves, structure = jax.tree.flatten(args)
   names = _leaves_like(args, logical)

@@ -9,6 +9,7 @@ stand beside it by platform, and the public function picks one by `backend`
 from pallas_kernels import attention as _attention
 from pallas_kernels import backend as _backend
 from pallas_kernels import layer_norm as _layer_norm
+from pallas_kernels import softmax_dropout as _softmax_dropout
 from pallas_kernels import vocab_cross_entropy as _vocab_cross_entropy
 from pallas_kernels.attention import PositionBias as PositionBias
 from pallas_kernels.attention import attention as attention
@@ -28,6 +29,7 @@ from pallas_kernels.vocab_cross_entropy import vocab_logits as vocab_logits
 _OPS = {
   'attention': _attention,
   'layer_norm': _layer_norm,
+  'softmax_dropout': _softmax_dropout,
   'vocab_cross_entropy': _vocab_cross_entropy,
 }
 

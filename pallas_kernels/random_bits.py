@@ -67,6 +67,11 @@ def keep(
   return bits(seed, plane, row, col) >= threshold(rate)
 
 
+def never(rate: float | jax.Array) -> bool:
+  """Whether a rate is a Python 0, known before tracing: it costs nothing."""
+  return isinstance(rate, int | float) and rate == 0
+
+
 def threshold(rate: float | jax.Array) -> jax.Array:
   """`rate` of the uint32 range; 2^32 itself does not fit, its float is cut."""
   scaled = jnp.asarray(rate, jnp.float32) * 2.0**32

@@ -85,11 +85,16 @@ ROWS = jnp.arange(4, dtype=jnp.uint32)
 SEGMENTS = jnp.ones((4, 16), jnp.int32)
 
 
+DROP = {'dropout_rate': jnp.float32(0.3), 'seed': jnp.uint32(1), 'rows': ROWS}
+
+
 def mesh_layer_norm(x, scale, backend):
-  return ops.layer_norm(x, scale, scale, backend=backend)
+  return ops.layer_norm(
+    x, scale, scale, branch=jnp.sin(x), backend=backend, **DROP
+  )
 
 
-def mesh_attention(q, vector, backend):
+def mesh_attention(q, vector, backend, softmax_backend='xla'):
   return ops.attention(
     q,
     q,
@@ -97,11 +102,14 @@ def mesh_attention(q, vector, backend):
     bias=ops.PositionBias(16, 16, vector),
     q_segments=SEGMENTS,
     kv_segments=SEGMENTS,
-    dropout_rate=jnp.float32(0.3),
-    seed=jnp.uint32(1),
-    rows=ROWS,
     backend=backend,
+    softmax_backend=softmax_backend,
+    **DROP,
   )
+
+
+def mesh_softmax_dropout(q, vector, backend):
+  return mesh_attention(q, vector, 'xla', backend)
 
 
 def mesh_cross_entropy(x, table, backend):
@@ -118,6 +126,13 @@ ON_MESH = {
   ),
   'attention': (
     mesh_attention,
+    normal(0, 4, 16, 2, 16),
+    normal(1, 2, 31),
+    (SPLIT, None, 'tensor'),
+    ('tensor',),
+  ),
+  'softmax_dropout': (
+    mesh_softmax_dropout,
     normal(0, 4, 16, 2, 16),
     normal(1, 2, 31),
     (SPLIT, None, 'tensor'),

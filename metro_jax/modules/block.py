@@ -114,7 +114,5 @@ class Block(nn.Module):
     here = None if dropout is None else dropout.fold(place)
     post = self.config.norm_placement == 'post'
     y = sublayer(x if post else norm(x), here)
-    x = x + drop_hidden(y, here, 0)
-    if post:
-      x = norm(x)
+    x = norm(x, y, here) if post else x + drop_hidden(y, here, 0)
     return nn.with_logical_constraint(x, ('batch', 'length', 'embed'))

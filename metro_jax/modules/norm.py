@@ -8,25 +8,55 @@ from flax import linen as nn
 from metro_jax import ops
 from metro_jax.modules import initializers
 from metro_jax.modules.config import TransformerConfig
+from metro_jax.modules.dropout import Dropout
 
 
 class LayerNorm(nn.Module):
-  """LayerNorm over the last axis; statistics in float32."""
+  """LayerNorm over the last axis; statistics in float32.
+
+  Attributes:
+    config: of the stack.
+  """
 
   config: TransformerConfig
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """[..., features] to the same shape and dtype."""
+  def __call__(
+    self,
+    x: jax.Array,
+    branch: jax.Array | None = None,
+    dropout: Dropout | None = None,
+  ) -> jax.Array:
+    """Normalizes x, or x + dropout(branch).
+
+    Args:
+      x: [..., features].
+      branch: [batch, length, features] like x.
+      dropout: seeded, at whose hidden rate the branch is dropped; the masks
+        are those of `drop_hidden` in place 0.
+
+    Returns:
+      The same shape and dtype.
+    """
 
     def vector(name, init):
       init = nn.with_logical_partitioning(init, ('embed',))
       return self.param(name, init, (x.shape[-1],), jnp.float32)
 
+    drop = {}
+    if dropout is not None:
+      here = dropout.fold(0)
+      drop = {
+        'dropout_rate': here.hidden,
+        'seed': here.seed,
+        'rows': here.rows,
+      }
     return ops.layer_norm(
       x,
       vector('scale', initializers.ones),
       vector('bias', initializers.zeros),
       self.config.norm_epsilon,
+      branch=branch,
       backend=self.config.layer_norm_backend,
+      **drop,
     )

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attention with relative bias, segments and dropout by counter hash."""
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -19,7 +18,6 @@ def attention(
   k: jax.Array,
   v: jax.Array,
   *,
-  axis: str | None = None,
   backend: str = 'auto',
   **kwargs,
 ) -> jax.Array:
@@ -29,17 +27,13 @@ def attention(
     q: [batch, queries, heads, head_dim].
     k: [batch, keys, heads, head_dim].
     v: [batch, keys, heads, head_dim].
-    axis: mesh axis over which the heads are split, inside shard_map; only
-      kernels take it, and backend must be 'pallas'.
     backend: 'auto', 'xla' or 'pallas'.
-    **kwargs: see there.
+    **kwargs: see there. `axis` needs a kernel: that of the whole op, or that
+      of the softmax.
 
   Returns:
     [batch, queries, heads, head_dim].
   """
-  if axis is not None and backend != 'pallas':
-    raise ValueError(f"attention: axis={axis!r} needs 'pallas'")
-  kernels = {p: functools.partial(f, axis=axis) for p, f in KERNELS.items()}
   return backends.call(
-    'attention', backend, reference.attention, kernels, q, k, v, **kwargs
+    'attention', backend, reference.attention, KERNELS, q, k, v, **kwargs
   )

@@ -21,8 +21,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
 from pallas_kernels import backend
-from pallas_kernels.attention import operands, tile
+from pallas_kernels.attention import gpu_logits, operands, tile
 from pallas_kernels.attention.bias import PositionBias, toeplitz
+from pallas_kernels.dropout.tile import dropped
+from pallas_kernels.no_gradient import no_gradient
 
 
 class Tiles(NamedTuple):
@@ -66,24 +68,18 @@ def attention(
 ) -> jax.Array:
   """See `reference.attention`."""
   del softmax_backend  # There is no separate softmax.
-  backend.require_dtype('attention', q, k, v)
+  operands.check(q, k, v, bias)
   width = q.shape[-1]
   backend.require(
     width in (16, 32, 64, 128),
     f'attention: the GPU kernel takes head widths of 16, 32, 64 and 128, not'
     f' {width}',
   )
-  backend.require(q.dtype == k.dtype == v.dtype, 'attention: mixed dtypes')
-  how = tile.How(
-    scale=width**-0.5 if scale is None else float(scale),
-    causal=causal,
-    vector=bias is not None and bias.vector is not None,
-    reset=bias is not None and bias.reset is not None,
-    dropout=not operands.no_dropout(dropout_rate),
-    interpret=interpret,
-  )
+  scale = width**-0.5 if scale is None else scale
+  how = operands.how(bias, scale, causal, dropout_rate, interpret)
+  shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
   data = operands.make(
-    q, k, bias, q_segments, kv_segments, dropout_rate, seed, rows, axis
+    shape, bias, q_segments, kv_segments, dropout_rate, seed, rows, axis
   )
   return _attention(how, q, k, v, data)
 
@@ -134,7 +130,7 @@ def _backward(how, residuals, g):
     name='attention_backward_queries',
     **_how_to_call(how),
   )(*args)
-  d_data = jax.tree.map(operands.no_gradient, data)
+  d_data = jax.tree.map(no_gradient, data)
   if how.vector:
     d_vector, d_reset = _bias_gradient(how, args, k.shape[1])
     d_data = d_data._replace(vector=d_vector)
@@ -223,33 +219,21 @@ class _Program:
     return x[:, None]
 
   def codes(self, ref, at):
-    return plt.load(ref.at[self.batch, at], mask=at < ref.shape[1], other=0)
+    return gpu_logits.codes(ref, self.batch, at)
 
   def logits(self, q, k, row, col, q_code):
     """Masked float32 logits [rows, columns], and the codes of the keys."""
     x = plt.dot(q, k, trans_b=True) * self.how.scale
     k_code = self.codes(self.data.k_codes, col)[None, :]
-    q_code = q_code[:, None]
-    if self.how.vector:
-      offset = col[None, :] - row[:, None] + (self.queries - 1)
-      inside = (row < self.queries)[:, None] & (col < self.keys)[None, :]
-      bias = plt.load(
-        self.data.vector.at[self.head, offset], mask=inside, other=0.0
-      )
-      if self.how.reset:
-        to_cls, from_cls = (self.data.reset[self.head, i] for i in (0, 1))
-        bias = jnp.where(tile.is_first(k_code), to_cls, bias)
-        bias = jnp.where(tile.is_first(q_code), from_cls, bias)
-      x = x + bias
-    allowed = tile.allowed(q_code, k_code)
-    if self.how.causal:
-      allowed = allowed & (row[:, None] >= col[None, :])
-    return jnp.where(allowed, x, tile.MASKED), k_code
+    x = gpu_logits.masked(
+      x, self.how, self.data, self.head, row, col, q_code[:, None], k_code
+    )
+    return x, k_code
 
   def dropped(self, x, row, col):
     if not self.how.dropout:
       return x
-    return tile.dropped(
+    return dropped(
       x,
       self.data.planes[self.batch, self.head],
       row[:, None],

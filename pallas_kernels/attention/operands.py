@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from pallas_kernels import backend, random_bits
@@ -35,14 +34,40 @@ class Operands(NamedTuple):
   keep_scale: jax.Array
 
 
-def no_dropout(rate: float | jax.Array) -> bool:
-  """Whether the rate is a Python 0."""
-  return isinstance(rate, int | float) and rate == 0
+def check(
+  q: jax.Array, k: jax.Array, v: jax.Array, bias: PositionBias | None
+) -> None:
+  """Raises NotImplementedError for what no attention kernel takes."""
+  backend.require_dtype('attention', q, k, v)
+  backend.require(q.dtype == k.dtype == v.dtype, 'attention: mixed dtypes')
+  backend.require(
+    bias is None or bias.untied is None,
+    'attention: kernels take no untied position term, which is a whole'
+    ' [queries, keys] matrix',
+  )
+
+
+def how(
+  bias: PositionBias | None,
+  scale: float,
+  causal: bool,
+  dropout_rate: float | jax.Array,
+  interpret: bool,
+) -> tile.How:
+  """What a kernel is compiled for, from an op's arguments."""
+  vector = bias is not None and bias.vector is not None
+  return tile.How(
+    scale=float(scale),
+    causal=causal,
+    vector=vector,
+    reset=vector and bias.reset is not None,
+    dropout=not random_bits.never(dropout_rate),
+    interpret=interpret,
+  )
 
 
 def make(
-  q: jax.Array,
-  k: jax.Array,
+  shape: tuple[int, int, int, int],
   bias: PositionBias | None,
   q_segments: jax.Array | None,
   kv_segments: jax.Array | None,
@@ -54,9 +79,8 @@ def make(
   """See `reference.attention` for the arguments.
 
   Args:
-    q: [batch, queries, heads, head_dim].
-    k: [batch, keys, heads, head_dim].
-    bias: position bias.
+    shape: of the logits, [batch, heads, queries, keys].
+    bias: position bias, whose untied part is not looked at.
     q_segments: int32 [batch, queries] or None.
     kv_segments: int32 [batch, keys] or None.
     dropout_rate: may be traced.
@@ -68,11 +92,7 @@ def make(
   Returns:
     What kernels read.
   """
-  backend.require(
-    bias is None or bias.untied is None,
-    'attention: kernels take no untied position term, which is a whole'
-    ' [queries, keys] matrix',
-  )
+  batch, heads, queries, keys = shape
   vector = reset = jnp.zeros((1, 1), jnp.float32)
   q_first = k_first = None
   if bias is not None and bias.vector is not None:
@@ -80,10 +100,10 @@ def make(
     if bias.reset is not None:
       reset = bias.reset.astype(jnp.float32)
       q_first, k_first = bias.q_first, bias.k_first
-  if no_dropout(dropout_rate):
+  if random_bits.never(dropout_rate):
     planes = jnp.zeros((1, 1), jnp.uint32)
   else:
-    heads, devices, first = q.shape[2], 1, jnp.uint32(0)
+    devices, first = 1, jnp.uint32(0)
     if axis is not None:
       devices = lax.psum(1, axis)
       first = lax.axis_index(axis).astype(jnp.uint32) * jnp.uint32(heads)
@@ -91,8 +111,8 @@ def make(
     plane = plane + first + jnp.arange(heads, dtype=jnp.uint32)
     planes = random_bits.fold(seed, plane)
   return Operands(
-    q_codes=_codes(q, q_segments, q_first),
-    k_codes=_codes(k, kv_segments, k_first),
+    q_codes=_codes((batch, queries), q_segments, q_first),
+    k_codes=_codes((batch, keys), kv_segments, k_first),
     vector=vector,
     reset=reset,
     planes=planes,
@@ -101,15 +121,7 @@ def make(
   )
 
 
-def no_gradient(x: jax.Array) -> jax.Array | np.ndarray:
-  """The cotangent of an operand that takes none."""
-  if jnp.issubdtype(x.dtype, jnp.floating):
-    return jnp.zeros_like(x)
-  return np.zeros(x.shape, jax.dtypes.float0)
-
-
-def _codes(x, segments, first):
-  shape = x.shape[:2]
+def _codes(shape, segments, first):
   segments = jnp.int32(1) if segments is None else segments.astype(jnp.int32)
   first = jnp.int32(0) if first is None else first.astype(jnp.int32)
   return jnp.broadcast_to(tile.code(segments, first), shape)

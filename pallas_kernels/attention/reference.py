@@ -22,6 +22,7 @@ def attention(
   seed: jax.Array | None = None,
   rows: jax.Array | None = None,
   softmax_backend: str = 'auto',
+  axis: str | None = None,
 ) -> jax.Array:
   """softmax(scale * q k^T + bias, allowed keys), dropout, times v.
 
@@ -38,6 +39,8 @@ def attention(
     seed: uint32 scalar, needed for dropout.
     rows: uint32 [batch], each row's index in the global batch.
     softmax_backend: implementation of bias + mask + softmax + dropout.
+    axis: mesh axis over which the heads are split, inside shard_map; needs
+      softmax_backend 'pallas'.
 
   Returns:
     [batch, queries, heads, head_dim] in q's dtype; zeros where a query may
@@ -57,6 +60,7 @@ def attention(
     seed=seed,
     rows=rows,
     dtype=v.dtype,
+    axis=axis,
     backend=softmax_backend,
   )
   y = jnp.einsum(

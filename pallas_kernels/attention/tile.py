@@ -6,8 +6,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import random_bits
-
 # As in `softmax_dropout/reference.py`: a fully masked row gives zeros.
 MASKED = -1e30
 LOWEST_MAXIMUM = -1e20
@@ -51,29 +49,13 @@ def allowed(q_codes: jax.Array, k_codes: jax.Array) -> jax.Array:
   return (q == k) & (q != 0)
 
 
-def dropped(
-  x: jax.Array,
-  plane: jax.Array,
-  row: jax.Array,
-  col: jax.Array,
-  threshold: jax.Array,
-  keep_scale: jax.Array,
-) -> jax.Array:
-  """Dropout of a tile, and of its cotangent.
+def softmax(x: jax.Array) -> jax.Array:
+  """Of whole rows of float32 logits; zeros where all are MASKED."""
+  peak = jnp.max(x, axis=1, keepdims=True)
+  p = jnp.exp(x - jnp.maximum(peak, LOWEST_MAXIMUM))
+  return p / jnp.maximum(jnp.sum(p, axis=1, keepdims=True), LEAST_MASS)
 
-  Args:
-    x: float32 [rows, columns].
-    plane: uint32 scalar, `random_bits.fold` of seed and plane.
-    row: int32 [rows, 1], queries.
-    col: int32 [1, columns], keys.
-    threshold: uint32 scalar.
-    keep_scale: float32 scalar.
 
-  Returns:
-    [rows, columns].
-  """
-  keys = random_bits.mix(
-    row.astype(jnp.uint32) * jnp.uint32(random_bits.ROW) ^ plane
-  )
-  bits = random_bits.mix(keys + col.astype(jnp.uint32))
-  return jnp.where(bits >= threshold, x * keep_scale, 0.0)
+def softmax_gradient(p: jax.Array, dp: jax.Array) -> jax.Array:
+  """Cotangent of the logits of whole rows, from p and its cotangent."""
+  return p * (dp - jnp.sum(p * dp, axis=1, keepdims=True))

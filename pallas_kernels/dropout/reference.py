@@ -24,7 +24,7 @@ def dropout(
   Returns:
     [batch, length, features], in x's dtype.
   """
-  if isinstance(rate, int | float) and rate == 0:
+  if random_bits.never(rate):
     return x
   plane = rows.astype(jnp.uint32)[:, None, None]
   position = random_bits.iota(x.shape, 1)

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LayerNorm over the last axis, float32 inside."""
+"""LayerNorm over the last axis, float32 inside, of a residual sum if asked."""
 
 from collections.abc import Callable
 
 import jax
 
 from pallas_kernels import backend as backends
-from pallas_kernels.layer_norm import gpu, reference, tpu
+from pallas_kernels.layer_norm import gpu, reference, residual, tpu
 
 # Platform to kernel.
 KERNELS: dict[str, Callable] = {
-  'gpu': gpu.layer_norm,
-  'tpu': tpu.layer_norm,
+  'gpu': residual.make(gpu),
+  'tpu': residual.make(tpu),
 }
 
 
@@ -22,8 +22,9 @@ def layer_norm(
   epsilon: float = 1e-5,
   *,
   backend: str = 'auto',
+  **kwargs,
 ) -> jax.Array:
-  """See `reference.layer_norm`."""
+  """See `reference.layer_norm`, which lists the keyword arguments."""
   return backends.call(
     'layer_norm',
     backend,
@@ -33,4 +34,5 @@ def layer_norm(
     scale,
     bias,
     epsilon,
+    **kwargs,
   )

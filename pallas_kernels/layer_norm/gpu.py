@@ -13,84 +13,64 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
-from pallas_kernels import backend
+from pallas_kernels.dropout.tile import dropped
 from pallas_kernels.layer_norm import tile
 
 # Elements of a tile: 32 registers a thread for each array that is alive. The
 # backward pass keeps three times as many alive and takes half the tile.
 _TILE = 4096
 _WARPS = 4
-_MAX_FEATURES = 16384
+MAX_FEATURES = 16384
 # Of the backward pass: enough to fill the card, few partial rows to add up.
 _PROGRAMS = 1024
 
 
-def layer_norm(
-  x: jax.Array,
-  scale: jax.Array,
-  bias: jax.Array,
-  epsilon: float,
-  *,
-  interpret: bool = False,
-) -> jax.Array:
-  """See `reference.layer_norm`."""
-  features = x.shape[-1]
-  backend.require_dtype('layer_norm', x)
-  backend.require(
-    features <= _MAX_FEATURES,
-    f'layer_norm: {features} features are more than {_MAX_FEATURES}, a row of'
-    ' which the GPU kernel still holds in registers',
-  )
-  how = (float(epsilon), interpret)
-  return _layer_norm(how, x.reshape(-1, features), scale, bias).reshape(x.shape)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _layer_norm(how, x, scale, bias):
-  return _forward(how, x, scale, bias)[0]
-
-
-def _forward(how, x, scale, bias):
-  epsilon, interpret = how
-  rows, features = x.shape
+def forward(how, x, branch, drop, scale, bias):
+  """See `residual.Kernels`."""
+  length, features = x.shape[1:]
+  x, *branch = (_rows(y) for y in (x, *branch))
   block = _block(features, _TILE)
   y = pl.pallas_call(
-    functools.partial(_forward_kernel, epsilon=epsilon, block=block),
+    functools.partial(_forward_kernel, how=how, block=block, length=length),
     out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
-    grid=(pl.cdiv(rows, block[0]),),
+    grid=(pl.cdiv(x.shape[0], block[0]),),
     compiler_params=_params(block),
-    interpret=interpret,
+    interpret=how.interpret,
     name='layer_norm_forward',
-  )(x, scale, bias)
-  return y, (x, scale, bias)
+  )(x, *branch, *drop, scale, bias)
+  return y.reshape(-1, length, features)
 
 
-def _backward(how, residuals, g):
-  epsilon, interpret = how
-  x, scale, bias = residuals
+def backward(how, x, branch, drop, scale, g):
+  """See `residual.Kernels`."""
+  shape, length = x.shape, x.shape[1]
+  x, g, *branch = (_rows(y) for y in (x, g, *branch))
   rows, features = x.shape
   block = _block(features, _TILE // 2)
   tiles = pl.cdiv(rows, block[0])
   programs = min(tiles, _PROGRAMS)
-  partial = jax.ShapeDtypeStruct((programs, features), jnp.float32)
-  dx, d_scale, d_bias = pl.pallas_call(
+  like = jax.ShapeDtypeStruct
+  partial = like((programs, features), jnp.float32)
+  d_scale, d_bias, *d_rows = pl.pallas_call(
     functools.partial(
       _backward_kernel,
-      epsilon=epsilon,
+      how=how,
       block=block,
+      length=length,
       repeats=pl.cdiv(tiles, programs),
     ),
-    out_shape=(jax.ShapeDtypeStruct(x.shape, x.dtype), partial, partial),
+    out_shape=[partial] * 2 + [like(x.shape, x.dtype)] * (1 + how.dropout),
     grid=(programs,),
     compiler_params=_params(block),
-    interpret=interpret,
+    interpret=how.interpret,
     name='layer_norm_backward',
-  )(x, scale, g)
-  d_scale, d_bias = jnp.sum(d_scale, axis=0), jnp.sum(d_bias, axis=0)
-  return dx, d_scale.astype(scale.dtype), d_bias.astype(bias.dtype)
+  )(x, *branch, *drop, scale, g)
+  dx, *d_branch = (y.reshape(shape) for y in d_rows)
+  return dx, jnp.sum(d_scale, axis=0), jnp.sum(d_bias, axis=0), *d_branch
 
 
-_layer_norm.defvjp(_forward, _backward)
+def _rows(x):
+  return x.reshape(-1, x.shape[-1])
 
 
 def _block(features: int, size: int) -> tuple[int, int]:
@@ -105,52 +85,83 @@ def _params(block: tuple[int, int]) -> plt.CompilerParams:
   return plt.CompilerParams(num_warps=_WARPS * wide, num_stages=1)
 
 
-def _forward_kernel(x_ref, scale_ref, bias_ref, y_ref, *, epsilon, block):
-  features = x_ref.shape[1]
-  at, column, mask, inside = _place(pl.program_id(0), block, x_ref.shape)
-  x = plt.load(x_ref.at[at], mask=mask, other=0.0).astype(jnp.float32)
-  y, _ = tile.unit(x, features, epsilon, inside)
-  y = y * _vector(scale_ref, column) + _vector(bias_ref, column)
-  plt.store(y_ref.at[at], y.astype(y_ref.dtype), mask=mask)
+class _Tile:
+  """The tile of rows with an index, and what is read and written there."""
+
+  def __init__(self, index, how, block, length, shape):
+    self.how, self.length, self.features = how, length, shape[1]
+    self.row = index * block[0] + _iota(block[0])
+    self.column = _iota(block[1])
+    self.inside = (self.column < shape[1])[None, :]
+    self.mask = (self.row < shape[0])[:, None] & self.inside
+
+  def load(self, ref):
+    at = ref.at[self.row[:, None], self.column[None, :]]
+    return plt.load(at, mask=self.mask, other=0.0).astype(jnp.float32)
+
+  def store(self, ref, x):
+    at = ref.at[self.row[:, None], self.column[None, :]]
+    plt.store(at, x.astype(ref.dtype), mask=self.mask)
+
+  def vector(self, ref):
+    """[1, width] float32 of a vector in memory, 0 beyond its end."""
+    there = self.column < self.features
+    x = plt.load(ref.at[self.column], mask=there, other=0.0)
+    return x.astype(jnp.float32)[None, :]
+
+  def dropped(self, x, drop):
+    if not self.how.dropout:
+      return x
+    planes, threshold, keep_scale = drop
+    batch = self.row // self.length
+    zero = jnp.zeros((), planes.dtype)
+    plane = plt.load(planes.at[batch], mask=batch < planes.shape[0], other=zero)
+    return dropped(
+      x,
+      plane[:, None],
+      (self.row % self.length)[:, None],
+      self.column[None, :],
+      threshold[0],
+      keep_scale[0],
+    )
+
+  def unit(self, x_ref, branch, drop):
+    """See `tile.unit`, of the sum of x and its branch."""
+    x = self.load(x_ref)
+    for ref in branch:
+      x = x + self.dropped(self.load(ref), drop)
+    return tile.unit(x, self.features, self.how.epsilon, self.inside)
 
 
-def _backward_kernel(
-  x_ref, scale_ref, g_ref, dx_ref, d_scale_ref, d_bias_ref, *, epsilon, block,
-  repeats,
-):  # fmt: skip
-  features = x_ref.shape[1]
+def _forward_kernel(x_ref, *refs, how, block, length):
+  branch, drop, (scale_ref, bias_ref, y_ref) = tile.split(how, refs)
+  this = _Tile(pl.program_id(0), how, block, length, x_ref.shape)
+  y, _ = this.unit(x_ref, branch, drop)
+  this.store(y_ref, y * this.vector(scale_ref) + this.vector(bias_ref))
+
+
+def _backward_kernel(x_ref, *refs, how, block, length, repeats):
+  branch, drop, refs = tile.split(how, refs)
+  scale_ref, g_ref, d_scale_ref, d_bias_ref, dx_ref, *d_branch = refs
   program = pl.program_id(0)
-  column = lax.broadcasted_iota(jnp.int32, (block[1],), 0)
-  scale = _vector(scale_ref, column)
 
   def body(i, sums):
-    index = program * repeats + i
-    at, _, mask, inside = _place(index, block, x_ref.shape)
-    x = plt.load(x_ref.at[at], mask=mask, other=0.0).astype(jnp.float32)
-    g = plt.load(g_ref.at[at], mask=mask, other=0.0).astype(jnp.float32)
-    y, inverse = tile.unit(x, features, epsilon, inside)
-    dx = tile.gradient(y, inverse, g * scale, features)
-    plt.store(dx_ref.at[at], dx.astype(dx_ref.dtype), mask=mask)
+    this = _Tile(program * repeats + i, how, block, length, x_ref.shape)
+    g = this.load(g_ref)
+    y, inverse = this.unit(x_ref, branch, drop)
+    dx = tile.gradient(y, inverse, g * this.vector(scale_ref), this.features)
+    this.store(dx_ref, dx)
+    for ref in d_branch:
+      this.store(ref, this.dropped(dx, drop))
     return sums[0] + g * y, sums[1] + g
 
   zero = jnp.zeros(block, jnp.float32)
   d_scale, d_bias = lax.fori_loop(0, repeats, body, (zero, zero))
+  column = _iota(block[1])
   for ref, total in ((d_scale_ref, d_scale), (d_bias_ref, d_bias)):
-    plt.store(
-      ref.at[program, column], jnp.sum(total, axis=0), mask=column < features
-    )
+    there = column < ref.shape[1]
+    plt.store(ref.at[program, column], jnp.sum(total, axis=0), mask=there)
 
 
-def _place(index, block, shape):
-  """Index arrays, columns and masks of the tile with this index."""
-  row = index * block[0] + lax.broadcasted_iota(jnp.int32, (block[0],), 0)
-  column = lax.broadcasted_iota(jnp.int32, (block[1],), 0)
-  inside = (column < shape[1])[None, :]
-  mask = (row < shape[0])[:, None] & inside
-  return (row[:, None], column[None, :]), column, mask, inside
-
-
-def _vector(ref, column):
-  """[1, width] float32 of a vector in memory, 0 beyond its end."""
-  x = plt.load(ref.at[column], mask=column < ref.shape[0], other=0.0)
-  return x.astype(jnp.float32)[None, :]
+def _iota(size):
+  return lax.broadcasted_iota(jnp.int32, (size,), 0)

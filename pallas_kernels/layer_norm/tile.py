@@ -50,3 +50,17 @@ def gradient(
   mean = jnp.sum(g, axis=1, keepdims=True) / features
   along = jnp.sum(g * y, axis=1, keepdims=True) / features
   return inverse * (g - mean - y * along)
+
+
+def split(how, refs: tuple) -> tuple[tuple, tuple, tuple]:
+  """References behind x: of the branch, of its dropout, the others.
+
+  Args:
+    how: `residual.How`.
+    refs: of a kernel, without x.
+
+  Returns:
+    No or one branch, no or three operands of dropout, the rest.
+  """
+  branch, drop = int(how.branch), int(how.branch) + 3 * how.dropout
+  return refs[:branch], refs[branch:drop], refs[drop:]

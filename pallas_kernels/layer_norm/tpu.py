@@ -13,112 +13,133 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels import backend
+from pallas_kernels.dropout.tile import dropped
 from pallas_kernels.layer_norm import tile
 
 # Elements of a block, 512 KiB in float32: half a dozen such arrays fit in the
 # 16 MiB that a kernel gets by default, twice over for the pipeline.
 _BLOCK = 128 * 1024
 _ROWS = 16  # Rows of a bfloat16 tile.
-_MAX_FEATURES = _BLOCK // _ROWS
+MAX_FEATURES = _BLOCK // _ROWS
 
 
-def layer_norm(
-  x: jax.Array,
-  scale: jax.Array,
-  bias: jax.Array,
-  epsilon: float,
-  *,
-  interpret: bool = False,
-) -> jax.Array:
-  """See `reference.layer_norm`."""
-  features = x.shape[-1]
-  backend.require_dtype('layer_norm', x)
-  backend.require(
-    features <= _MAX_FEATURES,
-    f'layer_norm: {features} features are more than the {_MAX_FEATURES} of'
-    ' which the TPU kernel holds a block of rows',
-  )
-  how = (float(epsilon), interpret)
-  return _layer_norm(how, x.reshape(-1, features), scale, bias).reshape(x.shape)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _layer_norm(how, x, scale, bias):
-  return _forward(how, x, scale, bias)[0]
-
-
-def _forward(how, x, scale, bias):
-  epsilon, interpret = how
+def forward(how, x, branch, drop, scale, bias):
+  """See `residual.Kernels`."""
   grid, rows, vector = _specs(x.shape)
-  y = pl.pallas_call(
-    functools.partial(_forward_kernel, epsilon=epsilon),
+  return pl.pallas_call(
+    functools.partial(_forward_kernel, how=how),
     out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
     grid=grid,
-    in_specs=[rows, vector, vector],
+    in_specs=[rows, *_extra(rows, branch, drop), vector, vector],
     out_specs=rows,
-    compiler_params=pltpu.CompilerParams(dimension_semantics=('parallel',)),
-    interpret=interpret,
+    compiler_params=_params('parallel'),
+    interpret=how.interpret,
     name='layer_norm_forward',
-  )(x, scale[None], bias[None])
-  return y, (x, scale, bias)
+  )(x, *branch, *_signed(drop), scale[None], bias[None])
 
 
-def _backward(how, residuals, g):
-  epsilon, interpret = how
-  x, scale, bias = residuals
+def backward(how, x, branch, drop, scale, g):
+  """See `residual.Kernels`."""
   grid, rows, vector = _specs(x.shape)
-  total = jax.ShapeDtypeStruct((1, x.shape[1]), jnp.float32)
-  dx, d_scale, d_bias = pl.pallas_call(
-    functools.partial(_backward_kernel, epsilon=epsilon, rows=x.shape[0]),
-    out_shape=(jax.ShapeDtypeStruct(x.shape, x.dtype), total, total),
+  like = jax.ShapeDtypeStruct
+  total = like((1, x.shape[2]), jnp.float32)
+  d_scale, d_bias, *d_rows = pl.pallas_call(
+    functools.partial(_backward_kernel, how=how, length=x.shape[1]),
+    out_shape=[total] * 2 + [like(x.shape, x.dtype)] * (1 + how.dropout),
     grid=grid,
-    in_specs=[rows, vector, rows],
-    out_specs=(rows, vector, vector),
-    compiler_params=pltpu.CompilerParams(dimension_semantics=('arbitrary',)),
-    interpret=interpret,
+    in_specs=[rows, *_extra(rows, branch, drop), vector, rows],
+    out_specs=[vector] * 2 + [rows] * (1 + how.dropout),
+    compiler_params=_params('arbitrary'),
+    interpret=how.interpret,
     name='layer_norm_backward',
-  )(x, scale[None], g)
-  return dx, d_scale[0].astype(scale.dtype), d_bias[0].astype(bias.dtype)
+  )(x, *branch, *_signed(drop), scale[None], g)
+  dx, *d_branch = d_rows
+  return dx, d_scale[0], d_bias[0], *d_branch
 
 
-_layer_norm.defvjp(_forward, _backward)
+def _params(order):
+  return pltpu.CompilerParams(dimension_semantics=(order, order))
 
 
 def _specs(shape):
-  """Grid, and specs of [rows, features] and of [1, features]."""
-  rows, features = shape
-  size = min(rows, max(_ROWS, _BLOCK // features // _ROWS * _ROWS))
+  """Grid, and specs of [batch, length, features] and of [1, features]."""
+  batch, length, features = shape
+  most = max(_ROWS, _BLOCK // features // _ROWS * _ROWS)
+  # Blocks of about one size, in whole tiles.
+  size = pl.cdiv(pl.cdiv(length, pl.cdiv(length, most)), _ROWS) * _ROWS
+  size = min(size, length)
   return (
-    (pl.cdiv(rows, size),),
-    pl.BlockSpec((size, features), lambda i: (i, 0)),
-    pl.BlockSpec((1, features), lambda i: (0, 0)),
+    (batch, pl.cdiv(length, size)),
+    pl.BlockSpec((None, size, features), lambda b, i: (b, i, 0)),
+    pl.BlockSpec((1, features), lambda b, i: (0, 0)),
   )
 
 
-def _forward_kernel(x_ref, scale_ref, bias_ref, y_ref, *, epsilon):
+def _extra(rows, branch, drop):
+  scalar = pl.BlockSpec(memory_space=pltpu.SMEM)
+  return [rows for _ in branch] + [scalar for _ in drop]
+
+
+def _signed(drop):
+  """Scalars as int32, in place of uint32."""
+  return [
+    lax.bitcast_convert_type(x, jnp.int32) if x.dtype == jnp.uint32 else x
+    for x in drop
+  ]
+
+
+def _dropped(x, drop, how):
+  if not how.dropout:
+    return x
+  planes, threshold, keep_scale = drop
+  batch, block = pl.program_id(0), pl.program_id(1)
+  row = lax.broadcasted_iota(jnp.int32, (x.shape[0], 1), 0)
+  return dropped(
+    x,
+    planes[batch].astype(jnp.uint32),
+    row + block * x.shape[0],
+    lax.broadcasted_iota(jnp.int32, (1, x.shape[1]), 1),
+    threshold[0].astype(jnp.uint32),
+    keep_scale[0],
+  )
+
+
+def _sum(x_ref, branch, drop, how):
+  """float32 [rows, features], x and its branch."""
   x = x_ref[...].astype(jnp.float32)
-  y, _ = tile.unit(x, x.shape[1], epsilon)
+  for ref in branch:
+    x = x + _dropped(ref[...].astype(jnp.float32), drop, how)
+  return x
+
+
+def _forward_kernel(x_ref, *refs, how):
+  branch, drop, (scale_ref, bias_ref, y_ref) = tile.split(how, refs)
+  x = _sum(x_ref, branch, drop, how)
+  y, _ = tile.unit(x, x.shape[1], how.epsilon)
   y = y * scale_ref[...].astype(jnp.float32)
   y_ref[...] = (y + bias_ref[...].astype(jnp.float32)).astype(y_ref.dtype)
 
 
-def _backward_kernel(
-  x_ref, scale_ref, g_ref, dx_ref, d_scale_ref, d_bias_ref, *, epsilon, rows
-):
-  @pl.when(pl.program_id(0) == 0)
+def _backward_kernel(x_ref, *refs, how, length):
+  branch, drop, refs = tile.split(how, refs)
+  scale_ref, g_ref, d_scale_ref, d_bias_ref, dx_ref, *d_branch = refs
+  batch, block = pl.program_id(0), pl.program_id(1)
+
+  @pl.when((batch == 0) & (block == 0))
   def _():
     d_scale_ref[...] = jnp.zeros_like(d_scale_ref)
     d_bias_ref[...] = jnp.zeros_like(d_bias_ref)
 
   # Rows past the end of the last block hold anything, NaN included.
   row = lax.broadcasted_iota(jnp.int32, (x_ref.shape[0], 1), 0)
-  there = row + pl.program_id(0) * x_ref.shape[0] < rows
-  x = jnp.where(there, x_ref[...].astype(jnp.float32), 0.0)
+  there = row + block * x_ref.shape[0] < length
+  x = jnp.where(there, _sum(x_ref, branch, drop, how), 0.0)
   g = jnp.where(there, g_ref[...].astype(jnp.float32), 0.0)
-  y, inverse = tile.unit(x, x.shape[1], epsilon)
+  y, inverse = tile.unit(x, x.shape[1], how.epsilon)
   d_scale_ref[...] += jnp.sum(g * y, axis=0, keepdims=True)
   d_bias_ref[...] += jnp.sum(g, axis=0, keepdims=True)
   g = g * scale_ref[...].astype(jnp.float32)
   dx = tile.gradient(y, inverse, g, x.shape[1])
   dx_ref[...] = dx.astype(dx_ref.dtype)
+  for ref in d_branch:
+    ref[...] = _dropped(dx, drop, how).astype(ref.dtype)

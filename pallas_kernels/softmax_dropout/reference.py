@@ -46,8 +46,8 @@ def softmax_dropout(
   Returns:
     [batch, heads, queries, keys]; zeros where a query may see no key.
   """
-  static = isinstance(dropout_rate, int | float) and dropout_rate == 0
-  drop = None if static else (dropout_rate, seed, rows)
+  none = random_bits.never(dropout_rate)
+  drop = None if none else (dropout_rate, seed, rows)
   dense = None if bias is None else bias.dense()
   how = (scale, causal, jnp.dtype(dtype or logits.dtype))
   return _softmax(how, logits, dense, (q_segments, kv_segments), drop)

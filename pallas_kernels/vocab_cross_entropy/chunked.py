@@ -17,10 +17,10 @@ from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from pallas_kernels import backend, random_bits
+from pallas_kernels.no_gradient import no_gradient
 from pallas_kernels.vocab_cross_entropy import reference, tile
 
 # Of the cotangents of a chunk; and bounds of a chunk's size in ids. Larger
@@ -208,7 +208,7 @@ def _backward(how, residuals, cotangents):
   )
   d_table = d_table.reshape(-1, x.shape[1])[:ids]
   d_bias = d_bias.reshape(-1)[:ids].astype(bias.dtype)
-  nothing = jax.tree.map(_no_gradient, (targets, draw))
+  nothing = jax.tree.map(no_gradient, (targets, draw))
   return dx.astype(x.dtype), d_table, d_bias, *nothing
 
 
@@ -234,9 +234,3 @@ def _product(a, b, contracted):
   return lax.dot_general(
     a, b, (((contracted,), (0,)), ((), ())), preferred_element_type=jnp.float32
   )
-
-
-def _no_gradient(x):
-  if jnp.issubdtype(x.dtype, jnp.floating):
-    return jnp.zeros_like(x)
-  return np.zeros(x.shape, jax.dtypes.float0)

@@ -5,8 +5,9 @@
   python aot_compile.py h200 [name ...]        GPU, by XLA's CUDA plugin, ptxas
 
 Prints one JSON object a line: {"name", "error"} or, where it compiled,
-{"name", "temporary_bytes"} and for GPUs "registers" and "spilled_bytes" by
-kernel. Exit code 77 and a reason where the compilers are not installed.
+{"name", "temporary_bytes"}, for GPUs "registers" and "spilled_bytes" by kernel,
+and for training steps the arrays that kernels are there to avoid. Exit code 77
+and a reason where the compilers are not installed.
 """
 
 import glob
@@ -66,9 +67,9 @@ def missing(target: str) -> str | None:
 
 def assembler() -> str | None:
   """Path of ptxas in an installed wheel."""
-  pattern = 'lib/python3*/site-packages/nvidia/*/bin/ptxas'
-  found = glob.glob(os.path.join(sys.prefix, pattern))
-  return found[0] if found else None
+  pattern = 'nvidia/*/bin/ptxas'
+  found = (glob.glob(os.path.join(path, pattern)) for path in sys.path)
+  return next((paths[0] for paths in found if paths), None)
 
 
 def assemble(folder: str) -> dict:
@@ -91,8 +92,9 @@ def assemble(folder: str) -> dict:
   return {'registers': registers, 'spilled_bytes': spilled}
 
 
-def compile_one(case, sharding, target: str) -> dict:
+def compile_one(name: str, case, sharding, target: str) -> dict:
   import jax
+  import step_case
 
   from pallas_kernels import backend
 
@@ -109,6 +111,10 @@ def compile_one(case, sharding, target: str) -> dict:
       .compile(compiler_options=options)
     )
     out = {'temporary_bytes': compiled.memory_analysis().temp_size_in_bytes}
+    if name.startswith('train step'):
+      text = compiled.as_text()
+      out['matrices'] = step_case.matrices(text)
+      out['logits'] = step_case.logits(text)
     return out | (assemble(folder) if platform == 'gpu' else {})
 
 
@@ -138,7 +144,7 @@ def main(target: str, names: list[str]) -> int:
     if names and name not in names:
       continue
     try:
-      out = compile_one(case, sharding, target)
+      out = compile_one(name, case, sharding, target)
     except Exception as error:  # Reported by name; the test fails on it.
       out = {'error': f'{type(error).__name__}: {str(error)[:2000]}'}
     print(json.dumps({'name': name} | out), flush=True)

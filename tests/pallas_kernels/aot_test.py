@@ -37,6 +37,10 @@ def test_every_kernel_compiles(target):
   )
   errors = {n: r['error'] for n, r in reports.items() if 'error' in r}
   assert not errors
+  step, without = (reports.pop(f'train step, {k}') for k in ('pallas', 'xla'))
+  assert not step['matrices'] and not step['logits']
+  # What a test without these would not see.
+  assert without['matrices'] and without['logits']
   for name, report in reports.items() if target == 'h200' else ():
     spilled = {
       kernel: size

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """LayerNorm kernels, interpreted, against the reference."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
 
 import pallas_kernels
 from pallas_kernels import backend
@@ -13,44 +16,81 @@ from pallas_kernels.layer_norm import gpu, tpu
 ROUNDING = {jnp.float32: 2.0**-24, jnp.bfloat16: 2.0**-8}
 
 
-def run(platform, args, g):
+# Shape, elements of a GPU tile, dtype, and the branch: none, added, dropped.
+CASES = {
+  'float32': ((70, 24), 64, jnp.float32, None),
+  'added': ((1, 128), 4096, jnp.bfloat16, 0.0),
+  'dropped': ((3, 37, 33), 512, jnp.float32, 0.3),
+  'dropped bfloat16': ((2, 37, 24), 256, jnp.bfloat16, 0.3),
+}
+
+
+def run(platform, args, g, rate):
+  """Result, cotangents of x, scale and bias, and of the branch if any."""
   name = 'xla' if platform is None else 'pallas'
 
-  def f(*args):
-    return pallas_kernels.layer_norm(*args, 1e-5, backend=name)
+  @quick.jit
+  def both(args, g, rate):
+    def f(x, scale, bias, branch=None):
+      drop = {}
+      if rate is not None:
+        rows = jnp.arange(x.shape[0], dtype=jnp.uint32) * 5
+        drop = {'dropout_rate': rate, 'seed': jnp.uint32(3), 'rows': rows}
+      return pallas_kernels.layer_norm(
+        x, scale, bias, 1e-5, branch=branch, backend=name, **drop
+      )
 
-  with backend.target(platform or 'cpu', interpret=True):
     y, pull = jax.vjp(f, *args)
     return y, *pull(g)
 
+  with backend.target(platform or 'cpu', interpret=True):
+    return both(args, g, rate)
 
-@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+
+def inputs(case):
+  shape, _, dtype, rate = CASES[case]
+  rng = np.random.default_rng(0)
+  x, branch, g = (
+    jnp.asarray(rng.normal(i, 2, shape), dtype) for i in (5, 0, 0)
+  )
+  vectors = (jnp.asarray(rng.normal(1, 1, shape[-1:])) for _ in range(2))
+  args = (x, *(v.astype(jnp.float32) for v in vectors))
+  return args if rate is None else (*args, branch), g, rate or None
+
+
+@functools.cache
+def wanted(case):
+  return run(None, *inputs(case))
+
+
+@pytest.mark.parametrize('case', CASES)
 @pytest.mark.parametrize('platform', ['gpu', 'tpu'])
-@pytest.mark.parametrize(
-  'shape,tile', [((2, 5, 33), 128), ((70, 24), 64), ((1, 128), 4096)]
-)
-def test_forward_and_gradients(shape, tile, platform, dtype, monkeypatch):
+def test_forward_and_gradients(case, platform, monkeypatch):
+  shape, tile, dtype, _ = CASES[case]
   monkeypatch.setattr(gpu, '_TILE', tile)
   monkeypatch.setattr(gpu, '_PROGRAMS', 3)  # Several tiles a program.
   monkeypatch.setattr(tpu, '_BLOCK', 16 * shape[-1])
-  rng = np.random.default_rng(0)
-  x, g = (jnp.asarray(rng.normal(i, 2, shape), dtype) for i in (5, 0))
-  scale, bias = (jnp.asarray(rng.normal(1, 1, shape[-1:])) for _ in range(2))
-  args = (x, scale.astype(jnp.float32), bias.astype(jnp.float32))
-  got, want = run(platform, args, g), run(None, args, g)
-  rows = x.size // shape[-1]
+  args, g, rate = inputs(case)
+  got, want = run(platform, args, g, rate), wanted(case)
+  rows, eps = g.size // shape[-1], ROUNDING[dtype]
   # Sums of n terms in another order differ by sqrt(n) roundings or so; what
-  # is stored in x's dtype is rounded once more.
-  for a, b, terms, eps in (
-    (got[0], want[0], shape[-1], ROUNDING[dtype]),
-    (got[1], want[1], shape[-1], ROUNDING[dtype]),
-    (got[2], want[2], rows, 0),
-    (got[3], want[3], rows, 0),
-  ):
+  # is stored in x's dtype is rounded once more. With a branch, the reference
+  # rounds survivors, their scale and the sum before it normalizes: by up to
+  # 3 eps of the sum, which is 1 + mean / deviation in units of y.
+  before = 0 if len(got) == 4 else 3 * eps * (1 + 5 / 2)
+  for i, (a, b) in enumerate(zip(got, want, strict=True)):
+    summed = i in (2, 3)
+    terms = rows if summed else shape[-1]
     assert a.dtype == b.dtype and a.shape == b.shape
     a, b = np.float64(a), np.float64(b)
-    atol = 16 * 2.0**-24 * terms**0.5 * max(1, np.abs(b).max())
-    np.testing.assert_allclose(a, b, rtol=2 * eps, atol=atol)
+    atol = (16 * 2.0**-24 + before * summed) * terms**0.5 + before
+    atol *= max(1, np.abs(b).max())
+    rtol = 0 if summed else 2 * eps
+    np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
+  if rate:
+    # The cotangent of the branch shows the mask, which is the reference's.
+    np.testing.assert_array_equal(got[-1] == 0, want[-1] == 0)
+    assert 0.2 < np.mean(got[-1] == 0) < 0.4
 
 
 def test_too_wide_rows_are_refused_with_the_reason():
