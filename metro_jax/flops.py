@@ -35,9 +35,12 @@ def lm_head(
   return 2.0 * calls * (dense + table * config.vocab_size)
 
 
-def rtd_head(config: TransformerConfig, calls: int) -> float:
+def rtd_head(
+  config: TransformerConfig, calls: int, hidden: bool = False
+) -> float:
   """Forward FLOPs of `calls` detections."""
-  return 2.0 * calls * config.embed_dim
+  width = config.embed_dim
+  return 2.0 * calls * width * (width + 1 if hidden else 1)
 
 
 # FLOP/s of one device in bfloat16 without sparsity, by vendors' data sheets.

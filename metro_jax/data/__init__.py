@@ -11,6 +11,7 @@ from metro_jax.data.masking import max_predictions as max_predictions
 from metro_jax.data.sources import Docstrings as Docstrings
 from metro_jax.data.sources import Registered as Registered
 from metro_jax.data.sources import resolve as resolve
+from metro_jax.data.term_counts import TermCounts as TermCounts
 from metro_jax.data.text_files import TextFiles as TextFiles
 from metro_jax.data.token_cache import TokenCache as TokenCache
 from metro_jax.data.token_dataset import TokenDataset as TokenDataset

@@ -11,6 +11,7 @@ from metro_jax.modules.dropout import Dropout as Dropout
 from metro_jax.modules.embeddings import Embedder as Embedder
 from metro_jax.modules.heads import LMHead as LMHead
 from metro_jax.modules.heads import RTDHead as RTDHead
+from metro_jax.modules.heads import SequenceHead as SequenceHead
 from metro_jax.modules.mlp import MLP as MLP
 from metro_jax.modules.mlp import gelu as gelu
 from metro_jax.modules.norm import LayerNorm as LayerNorm
