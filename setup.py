@@ -49,6 +49,14 @@ setuptools.setup(
   },
   install_requires=_REQUIRED,
   extras_require={
+    # Compilers for TPU and GPU targets, to build kernels without hardware.
+    'aot': [
+      'jax[tpu]>=0.10.2',
+      'jax-cuda13-plugin>=0.10.2',
+      'jax-cuda13-pjrt>=0.10.2',
+      'nvidia-cuda-nvcc',
+      'nvidia-nvvm',
+    ],
     'tpu': ['jax[tpu]>=0.10.2'],
     'cuda': ['jax[cuda13]>=0.10.2'],
     'test': [

@@ -48,9 +48,6 @@ _SEARCH_PATHS = flags.DEFINE_list(
 _TFDS = flags.DEFINE_string(
   'tfds_data_dir', None, 'Where TFDS corpora were prepared ($TFDS_DATA_DIR).'
 )
-_CACHES = flags.DEFINE_list(
-  'seqio_additional_cache_dirs', [], 'Folders with cached SeqIO tasks.'
-)
 _DRY_RUN = flags.DEFINE_bool(
   'dry_run', False, 'Plan everything, print parameters and memory, and stop.'
 )
@@ -179,8 +176,6 @@ def _set_up_process() -> None:
   """What must be known before jax looks for devices and TFDS for data."""
   if _TFDS.value:
     os.environ['TFDS_DATA_DIR'] = _TFDS.value
-  if _CACHES.value:
-    os.environ['METRO_SEQIO_CACHE_DIRS'] = os.pathsep.join(_CACHES.value)
   if not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
     data_dir = os.environ.get('METRO_DATA_DIR') or '~/.cache/metro_jax'
     cache = os.environ.get('METRO_COMPILATION_CACHE') or f'{data_dir}/jax_cache'

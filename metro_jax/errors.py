@@ -3,7 +3,7 @@
 
 
 class UserError(ValueError):
-  """Bad input: one line that names the file, flag or gin parameter and the mend.
+  """Bad input: one line that names the file, flag or parameter, and the mend.
 
   Command lines print the message without a traceback and exit with code 2.
   """

@@ -8,7 +8,9 @@ again; so model FLOPs utilisation (MFU) says how much of the machine went into
 the model.
 """
 
-from metro_jax.modules import TransformerConfig
+from flax import linen as nn
+
+from metro_jax.modules import EncoderDecoder, TransformerConfig
 
 # A backward pass multiplies twice for each product of the forward pass: once
 # for the gradient of each operand.
@@ -24,6 +26,30 @@ def encoder(config: TransformerConfig, length: int) -> float:
   layers = config.num_layers * (projections + attention + mlp)
   widen = 0 if config.table_width == width else config.table_width * width
   return 2.0 * length * (layers + widen)
+
+
+def decoder(
+  config: TransformerConfig, length: int, context: int, context_width: int
+) -> float:
+  """Forward FLOPs of one row through a stack that attends to a context too.
+
+  Attention counts in full, as it is computed; half of the causal part is
+  masked.
+  """
+  width, inner = config.embed_dim, config.num_heads * config.head_width
+  # Query and output; products with keys and values.
+  per_token = 2 * width * inner + 2 * context * inner
+  cross = length * per_token + context * 2 * context_width * inner
+  return encoder(config, length) + 2.0 * config.num_layers * cross
+
+
+def main_model(main: nn.Module, length: int) -> float:
+  """Forward FLOPs of one row; a decoder's row is as long as the encoder's."""
+  total = encoder(main.config, length)
+  if isinstance(main, EncoderDecoder):
+    width = main.config.embed_dim
+    total += decoder(main.decoder_config, length, length, width)
+  return total
 
 
 def lm_head(

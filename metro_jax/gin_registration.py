@@ -15,6 +15,7 @@ from metro_jax import data, models, modules, pretrain, training
 _PARTS = {
   'modules': (
     modules.Encoder,
+    modules.EncoderDecoder,
     modules.LMHead,
     modules.PositionConfig,
     modules.RTDHead,
@@ -51,13 +52,21 @@ _PARTS = {
     pretrain.UniformMixture,
     pretrain.auxiliary_source,
   ),
-  'models': (models.PretrainingModel,),
+  'models': (
+    models.PretrainingModel,
+    models.TextToText,
+    models.TextToTextModel,
+  ),
   'data': (
+    data.SpanCorruption,
     data.TermCounts,
     data.TextFiles,
     data.TokenDataset,
-    data.max_predictions,
     data.corpus,
+    data.end_id,
+    data.max_predictions,
+    data.row_length,
+    data.target_length,
   ),
   'training': (
     training.CheckpointConfig,

@@ -52,7 +52,12 @@ def commands():
 
 COMMANDS = commands()
 MODULES = sorted(
-  {w[w.index('-m') + 1] for _, w in COMMANDS if '-m' in w} - {'venv', 'pip'}
+  {
+    words[words.index('-m') + 1]
+    for _, words in COMMANDS
+    if '-m' in words[1:] and 'python' in words[words.index('-m') - 1]
+  }
+  - {'venv', 'pip'}
 )
 
 

@@ -62,17 +62,33 @@ def draw_masks(
   Returns:
     bool array [batch, length], True at masked positions.
   """
-  batch, length = maskable.shape
   counts = mask_counts(np.count_nonzero(maskable, axis=1), rate)
+  key = hashing.keys(seed, _STREAM, epoch, index)
+  return choose(maskable, counts, key)
+
+
+def choose(
+  allowed: np.ndarray, counts: np.ndarray, row: np.ndarray
+) -> np.ndarray:
+  """A uniform draw without replacement in each row.
+
+  Args:
+    allowed: bool array [batch, length]: among which places.
+    counts: int array [batch]: how many of them, at most all.
+    row: uint32 array [batch], a key for each row.
+
+  Returns:
+    bool array [batch, length], True at the chosen places.
+  """
+  batch, length = allowed.shape
   place = np.arange(length, dtype=np.uint32)
-  row = hashing.keys(seed, _STREAM, epoch, index)
   draws = hashing.mix(place * np.uint32(0x9E3779B1))[None] + row[:, None]
   hashing.mix(draws)
   # The position in the low bits breaks ties, so that a count is exact.
   low = np.uint32((1 << max(1, (length - 1).bit_length())) - 1)
   draws &= ~low
   draws |= place
-  np.copyto(draws, np.uint32(0xFFFFFFFF), where=~maskable)
+  np.copyto(draws, np.uint32(0xFFFFFFFF), where=~allowed)
   if not counts.any():
     return np.zeros((batch, length), bool)
   highest = int(counts.max())
@@ -83,6 +99,8 @@ def draw_masks(
     threshold = smallest[np.arange(batch), np.maximum(counts, 1) - 1]
   else:
     threshold = smallest[:, highest - 1]
-  masked = draws <= threshold[:, None]
-  masked &= maskable
-  return masked
+  chosen = draws <= threshold[:, None]
+  chosen &= allowed
+  # Of a row that is to have none, the threshold is one draw too high.
+  chosen &= counts[:, None] > 0
+  return chosen

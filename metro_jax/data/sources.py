@@ -140,6 +140,7 @@ def vocabulary_for(
   vocabulary: 'str | os.PathLike | vocabularies.Vocabulary | None',
   size: int,
   data_dir: pathlib.Path,
+  extra_ids: int = 0,
 ) -> vocabularies.Vocabulary:
   """The given vocabulary, or one trained on the source's train split, kept."""
   if isinstance(vocabulary, vocabularies.Vocabulary):
@@ -153,6 +154,7 @@ def vocabulary_for(
     source.fingerprint(),
     size,
     source.validation_fraction,
+    *([extra_ids] if extra_ids else []),
   )
   folder = data_dir / 'vocabularies' / f'{source.name}-{size}-{key}'
   path = folder / 'vocabulary.model'
@@ -160,7 +162,9 @@ def vocabulary_for(
     with files.lock(folder):
       if not path.exists():
         files.say(f'training a vocabulary of {size:,} on {source.name}')
-        vocabulary_training.train(source.documents('train'), path, size)
+        vocabulary_training.train(
+          source.documents('train'), path, size, extra_ids
+        )
   return vocabularies.Vocabulary(path)
 
 

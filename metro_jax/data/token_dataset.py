@@ -13,7 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from metro_jax.data import files, hashing, masking, sources, vocabularies
+from metro_jax.data import (
+  files,
+  hashing,
+  masking,
+  sources,
+  spans,
+  vocabularies,
+)
 from metro_jax.data import rows as rows_lib
 from metro_jax.errors import UserError
 
@@ -47,6 +54,8 @@ class TokenDataset:
     mask_special: bool = False,
     shuffle: bool = True,
     data_dir: str | None = None,
+    extra_ids: int = 0,
+    mask_span: float | None = None,
   ):
     """Opens (or makes) vocabulary, token cache and row index.
 
@@ -66,15 +75,19 @@ class TokenDataset:
         of the text, the same masks every time, and a last batch filled up with
         empty rows - for evaluation.
       data_dir: where caches go; default METRO_DATA_DIR or ~/.cache/metro_jax.
+      extra_ids: sentinels at the end of a vocabulary that is to be trained.
+      mask_span: mask spans of so many tokens on average, T5's way, instead
+        of single tokens; the number of masked tokens is the same.
     """
-    _check(split, length, batch_size, mask_rate)
+    _check(split, length, batch_size, mask_rate, mask_span)
     root = files.data_dir(data_dir)
     origin = sources.resolve(source, root)
     self.batch_size, self.length, self.seed = batch_size, length, seed
     self.mask_rate, self.mask_special = mask_rate, mask_special
     self.packing, self.shuffle, self.split = packing, shuffle, split
+    self.mask_span = mask_span
     self.vocabulary = sources.vocabulary_for(
-      origin, vocabulary, vocabulary_size, root
+      origin, vocabulary, vocabulary_size, root, extra_ids
     )
     self.vocab_size = self.vocabulary.size
     self.cache = sources.cache_for(origin, split, self.vocabulary, root)
@@ -103,6 +116,7 @@ class TokenDataset:
       mask_rate,
       mask_special,
       shuffle,
+      *([mask_span] if mask_span else []),
     )
 
   @property
@@ -156,11 +170,12 @@ class TokenDataset:
       encoder_loss_weights: float32 [rows, L], 1 where masked.
     """
     epoch, index = self.examples(step, rows)
-    fill = self._packed if self.packing else self._single
-    original, segments, positions, maskable = fill(index)
-    masked = masking.draw_masks(
-      maskable, self.mask_rate, self.seed, epoch, index
-    )
+    original, segments, positions, maskable = self.originals(index)
+    drawn = (maskable, self.mask_rate, self.seed, epoch, index)
+    if self.mask_span is None:
+      masked = masking.draw_masks(*drawn)
+    else:
+      masked = spans.draw_masks(*drawn, self.mask_span)
     inputs = np.where(masked, np.int32(vocabularies.MASK), original)
     return {
       'encoder_input_tokens': inputs,
@@ -169,6 +184,17 @@ class TokenDataset:
       'encoder_segment_ids': segments,
       'encoder_positions': positions,
     }
+
+  def originals(self, index: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Rows by number, as nobody has masked them; -1 is an empty row.
+
+    Args:
+      index: int array [rows].
+
+    Returns:
+      int32 tokens, segments and positions, bool maskable: [rows, L] each.
+    """
+    return self._packed(index) if self.packing else self._single(index)
 
   def _single(self, index: np.ndarray) -> tuple[np.ndarray, ...]:
     """Rows of one chunk: tokens, segments, positions, maskable [rows, L]."""
@@ -237,7 +263,13 @@ class TokenDataset:
     }
 
 
-def _check(split: str, length: int, batch_size: int, mask_rate: float) -> None:
+def _check(
+  split: str,
+  length: int,
+  batch_size: int,
+  mask_rate: float,
+  mask_span: float | None,
+) -> None:
   if split not in SPLITS:
     raise UserError(
       f'TokenDataset.split = {split!r}: choose one of {", ".join(SPLITS)}'
@@ -252,4 +284,9 @@ def _check(split: str, length: int, batch_size: int, mask_rate: float) -> None:
     raise UserError(
       f'TokenDataset.mask_rate (MASK_RATE) = {mask_rate}: give a fraction'
       ' between 0 and 1'
+    )
+  if mask_span is not None and mask_span < 1:
+    raise UserError(
+      f'TokenDataset.mask_span = {mask_span}: give an average of 1 token or'
+      ' more, or None for single tokens'
     )

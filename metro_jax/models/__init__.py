@@ -4,3 +4,7 @@
 from metro_jax.models.base import Model as Model
 from metro_jax.models.prediction import Fill as Fill
 from metro_jax.models.pretraining import PretrainingModel as PretrainingModel
+from metro_jax.models.text_to_text import TextToText as TextToText
+from metro_jax.models.text_to_text_model import (
+  TextToTextModel as TextToTextModel,
+)

@@ -106,7 +106,9 @@ def _corrective(pretrainer, masked):
     proposal = pretrainer.propose(masked)
     guess = jnp.argmax(proposal.sampling_logits(), axis=-1)
     corrupted = Corrupted(masked.fill(guess), masked, proposal)
-  outputs = pretrainer.encode(corrupted.tokens, masked, train=False)
+  # A decoder that is to read the original reads the same guesses.
+  guessed = masked.replace(original=corrupted.tokens)
+  outputs = pretrainer.encode(corrupted.tokens, guessed, train=False)
   return pretrainer.lm_logits(masked.gather(outputs.top), corrupted)
 
 

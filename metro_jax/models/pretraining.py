@@ -17,7 +17,7 @@ from metro_jax import flops
 from metro_jax.errors import UserError
 from metro_jax.models import prediction
 from metro_jax.models.base import Batch, Metrics, Params
-from metro_jax.modules import TransformerConfig
+from metro_jax.modules import EncoderDecoder, TransformerConfig
 from metro_jax.pretrain import MLM, MaskedTokens, Pretrainer
 
 _STREAMS = ('dropout', 'sample')
@@ -133,7 +133,7 @@ class PretrainingModel:
     rows, length = batch_shape
     pretrainer = self.pretrainer
     slots = min(pretrainer.max_predictions or length, length)
-    trained = flops.encoder(pretrainer.main.config, length)
+    trained = flops.main_model(pretrainer.main, length)
     calls: dict[str, int] = {}
     for objective in pretrainer.objectives:
       for head, n in objective.head_calls(length, slots).items():
@@ -168,7 +168,11 @@ class PretrainingModel:
 
   def _configs(self) -> list[TransformerConfig]:
     parts = (self.pretrainer, self.pretrainer.auxiliary)
-    return [part.config for part in parts if hasattr(part, 'config')]
+    configs = [part.config for part in parts if hasattr(part, 'config')]
+    main = self.pretrainer.main
+    if isinstance(main, EncoderDecoder):
+      configs.append(main.decoder_config)
+    return configs
 
   def _progress(self, step: jax.Array | int) -> jax.Array | float:
     if self.curriculum_steps is None:
@@ -177,7 +181,8 @@ class PretrainingModel:
 
   def _head(self, head: str, calls: int) -> float:
     """Forward FLOPs of a head."""
-    config = self.pretrainer.config
+    pretrainer = self.pretrainer
+    config = pretrainer.config
     if head == 'rtd':
       return flops.rtd_head(config, calls, self.pretrainer.rtd_head.hidden)
     if head == 'choice':

@@ -2,6 +2,7 @@
 """Transformer architecture: no losses, no batch keys, no masking."""
 
 from metro_jax.modules.attention import Attention as Attention
+from metro_jax.modules.attention import DecodeStep as DecodeStep
 from metro_jax.modules.block import Block as Block
 from metro_jax.modules.config import PositionConfig as PositionConfig
 from metro_jax.modules.config import TransformerConfig as TransformerConfig
@@ -9,6 +10,10 @@ from metro_jax.modules.dense import Dense as Dense
 from metro_jax.modules.dense import Table as Table
 from metro_jax.modules.dropout import Dropout as Dropout
 from metro_jax.modules.embeddings import Embedder as Embedder
+from metro_jax.modules.encoder_decoder import Decoder as Decoder
+from metro_jax.modules.encoder_decoder import EncoderDecoder as EncoderDecoder
+from metro_jax.modules.encoder_decoder import MainOutput as MainOutput
+from metro_jax.modules.encoder_decoder import shift_right as shift_right
 from metro_jax.modules.heads import LMHead as LMHead
 from metro_jax.modules.heads import RTDHead as RTDHead
 from metro_jax.modules.heads import SequenceHead as SequenceHead

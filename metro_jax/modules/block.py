@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 from flax import linen as nn
 
-from metro_jax.modules.attention import Attention
+from metro_jax.modules.attention import Attention, DecodeStep
 from metro_jax.modules.config import TransformerConfig
 from metro_jax.modules.dropout import Dropout, drop_hidden
 from metro_jax.modules.mlp import MLP
@@ -47,6 +47,7 @@ class Block(nn.Module):
     dropout: Dropout | None = None,
     context: jax.Array | None = None,
     context_segments: jax.Array | None = None,
+    step: DecodeStep | None = None,
   ) -> jax.Array:
     """Maps [batch, length, embed_dim] to the same shape.
 
@@ -59,6 +60,7 @@ class Block(nn.Module):
       dropout: None for a deterministic pass. The layer draws its own masks.
       context: [batch, keys, width] for cross-attention.
       context_segments: int32 [batch, keys].
+      step: x is this one token of a sequence; see `DecodeStep`.
 
     Returns:
       Hidden states after the block.
@@ -74,7 +76,9 @@ class Block(nn.Module):
       x,
       dropout,
       _SELF,
-      lambda y, drop: attend(y, bias=bias, q_segments=segments, dropout=drop),
+      lambda y, drop: attend(
+        y, bias=bias, q_segments=segments, dropout=drop, step=step
+      ),
     )
     if self.cross_attention:
       look = Attention(config, name='cross_attention')
@@ -89,6 +93,7 @@ class Block(nn.Module):
           q_segments=segments,
           kv_segments=context_segments,
           dropout=drop,
+          step=step,
         ),
       )
     mlp = MLP(config, name='mlp')

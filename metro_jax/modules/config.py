@@ -39,6 +39,10 @@ class PositionConfig:
       per stack.
     reset_cls: the relative bias to and from [CLS] is replaced by two learned
       numbers per head (METRO-LM Table 1, after TUPE).
+    relative_stddev: of the relative bias at the start; None is the
+      TransformerConfig's init_stddev. Steps of Adam are as large as the
+      learning rate, so a bias that starts near zero takes thousands of them to
+      tell neighbours apart; short runs start it large.
     untied: absolute positions act through attention logits of their own
       instead of being added to the input (TUPE).
   """
@@ -50,6 +54,7 @@ class PositionConfig:
   max_distance: int = 128
   per_layer: bool = False
   reset_cls: bool = False
+  relative_stddev: float | None = None
   untied: bool = False
 
   def __post_init__(self):
@@ -69,6 +74,11 @@ class PositionConfig:
         f'{self.max_distance} must be over num_buckets / 4 + 1'
         f' = {self.num_buckets // 4 + 1}',
       )
+    _check(
+      self.relative_stddev is None or self.relative_stddev >= 0,
+      f'{name}.relative_stddev',
+      'must not be negative',
+    )
     _check(
       not self.per_layer or self.relative is not None,
       f'{name}.per_layer',

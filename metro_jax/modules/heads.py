@@ -14,17 +14,19 @@ from metro_jax.ops import TokenLogits
 
 
 class LMHead(nn.Module):
-  """Token predictions tied to a token table, with a bias of its own.
+  """Token predictions tied to a token table, with a bias of their own.
 
   Attributes:
     config: of the model whose hidden states come in.
     projection: dense, activation and LayerNorm before the table, as masked
       language models have; without it (the corrective LM of METRO-LM) only
       the table and the bias.
+    use_bias: the bias; METRO-T5's decoder has none.
   """
 
   config: TransformerConfig
   projection: bool = True
+  use_bias: bool = True
 
   @nn.compact
   def __call__(self, h: jax.Array, table: jax.Array) -> TokenLogits:
@@ -50,12 +52,14 @@ class LMHead(nn.Module):
       )(h)
     if self.projection:
       h = LayerNorm(config, name='norm')(ACTIVATIONS[config.activation](h))
-    bias = self.param(
-      'bias',
-      nn.with_logical_partitioning(initializers.zeros, ('vocab',)),
-      (table.shape[0],),
-      jnp.float32,
-    )
+    bias = None
+    if self.use_bias:
+      bias = self.param(
+        'bias',
+        nn.with_logical_partitioning(initializers.zeros, ('vocab',)),
+        (table.shape[0],),
+        jnp.float32,
+      )
     h = h.astype(config.compute_dtype)
     return TokenLogits(h, table, bias, config.vocab_backend)
 
@@ -68,11 +72,13 @@ class RTDHead(nn.Module):
   Attributes:
     config: of the model whose hidden states come in.
     hidden: a dense layer and activation before the output (ELECTRA).
+    norm: LayerNorm after that layer (METRO-T5, after RoBERTa's LM head).
     zero_init: output weights start at zero (METRO-T5).
   """
 
   config: TransformerConfig
   hidden: bool = False
+  norm: bool = False
   zero_init: bool = False
 
   @nn.compact
@@ -90,6 +96,8 @@ class RTDHead(nn.Module):
         name='dense',
       )(h)
       h = ACTIVATIONS[config.activation](h)
+    if self.norm:
+      h = LayerNorm(config, name='norm')(h)
     last = initializers.zeros if self.zero_init else init
     # One column: float32 throughout costs nothing.
     logits = Dense(

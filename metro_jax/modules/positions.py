@@ -96,7 +96,10 @@ class RelativeBias(nn.Module):
     """`bias` with `vector` and, with reset_cls, `reset` filled in."""
     positions = self.config.positions
     rows = positions.num_buckets + (2 if positions.reset_cls else 0)
-    init = initializers.normal(self.config.init_stddev)
+    stddev = positions.relative_stddev
+    if stddev is None:
+      stddev = self.config.init_stddev
+    init = initializers.normal(stddev)
     table = self.param(
       'embedding',
       nn.with_logical_partitioning(init, ('relpos_buckets', 'heads')),
@@ -166,6 +169,25 @@ def _heads(config: TransformerConfig, name: str) -> Dense:
     jnp.dtype('float32'),
     initializers.normal(config.init_stddev),
     name=name,
+  )
+
+
+def row_of(bias: PositionBias, query: jax.Array) -> PositionBias:
+  """The bias of a single query, an int32 scalar, on all keys."""
+
+  def cut(x: jax.Array | None, start: jax.Array, size: int, axis: int):
+    if x is None:
+      return None
+    return jax.lax.dynamic_slice_in_dim(x, start, size, axis)
+
+  # Key 0 lies `query` places before the query.
+  first = bias.q_length - 1 - query
+  return dataclasses.replace(
+    bias,
+    q_length=1,
+    vector=cut(bias.vector, first, bias.k_length, 1),
+    q_first=cut(bias.q_first, query, 1, 1),
+    untied=cut(bias.untied, query, 1, 2),
   )
 
 

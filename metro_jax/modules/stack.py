@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from metro_jax.errors import UserError
+from metro_jax.modules.attention import DecodeStep
 from metro_jax.modules.block import Block
 from metro_jax.modules.config import TransformerConfig
 from metro_jax.modules.dropout import Dropout
@@ -50,6 +51,7 @@ class Stack(nn.Module):
     *,
     context: jax.Array | None = None,
     context_segments: jax.Array | None = None,
+    step: DecodeStep | None = None,
     taps: Sequence[int] = (),
     stop_gradient_at: Sequence[int] = (),
   ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
@@ -63,6 +65,7 @@ class Stack(nn.Module):
       dropout: None for a deterministic pass.
       context: [batch, keys, width] for cross-attention.
       context_segments: int32 [batch, keys].
+      step: x is this one token of a sequence; see `DecodeStep`.
       taps: depths whose output to return, 1 after the first block.
       stop_gradient_at: depths after which later blocks send no gradient back.
         What is tapped there still does.
@@ -74,8 +77,11 @@ class Stack(nn.Module):
     self._check_depths(taps, stop_gradient_at)
     if dropout is not None:
       dropout = dropout.seeded(self, x.shape[0])
-    bias = self._bias(x.shape[1], positions)
-    shared = (bias, segments, dropout, context, context_segments)
+    if step is None:
+      bias = self._bias(x.shape[1], positions)
+    else:
+      bias = self._bias(step.length, None)
+    shared = (bias, segments, dropout, context, context_segments, step)
     if config.scan_layers:
       x, tapped = self._scan(x, shared), {}
     else:
@@ -104,7 +110,7 @@ class Stack(nn.Module):
     )
     scanned = nn.scan(
       lambda module, x, layer, *shared: (module(x, layer, *shared), None),
-      variable_axes={'params': 0},
+      variable_axes={'params': 0, 'cache': 0},
       split_rngs={'params': True},
       in_axes=(0, *[nn.broadcast] * len(shared)),
       length=self.config.num_layers,

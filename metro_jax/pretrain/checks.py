@@ -47,10 +47,12 @@ def _check_values(pretrainer: 'Pretrainer') -> None:
   slots = pretrainer.max_predictions
   if slots is not None and slots < 1:
     raise UserError(f'Pretrainer.max_predictions: {slots} must be at least 1')
-  if 'lm_bias' in pretrainer.share and pretrainer.lm_head.projection:
+  head = pretrainer.lm_head
+  if 'lm_bias' in pretrainer.share and (head.projection or not head.use_bias):
     raise UserError(
       "Pretrainer.share: 'lm_bias' needs an LMHead of a bias and the table"
-      ' alone; leave it out, or set LMHead.projection = False'
+      ' alone; leave it out, or set LMHead.projection = False and use_bias ='
+      ' True'
     )
   rate = pretrainer.dropout_rate
   if not 0 <= rate < 1:

@@ -15,11 +15,14 @@ from flax import struct
 
 from metro_jax import losses, metrics
 from metro_jax.errors import UserError
-from metro_jax.modules import EncoderOutput
+from metro_jax.modules import EncoderOutput, MainOutput
 from metro_jax.pretrain.corruption import Corrupted, MaskedTokens
 
 if TYPE_CHECKING:
   from metro_jax.pretrain.pretrainer import Pretrainer
+
+
+Outputs = EncoderOutput | MainOutput  # Of a main model.
 
 
 @struct.dataclass
@@ -57,7 +60,7 @@ class Objective(Protocol):
     """
 
   def __call__(
-    self, pretrainer: 'Pretrainer', outputs: EncoderOutput, corrupted: Corrupted
+    self, pretrainer: 'Pretrainer', outputs: Outputs, corrupted: Corrupted
   ) -> LossTerm:
     """Computes the term.
 
@@ -71,9 +74,7 @@ class Objective(Protocol):
 _SOURCES = {'encoder': 'encoded', 'decoder': 'decoded', 'top': 'top'}
 
 
-def hidden_states(
-  outputs: EncoderOutput, source: str, parameter: str
-) -> jax.Array:
+def hidden_states(outputs: Outputs, source: str, parameter: str) -> jax.Array:
   """Which hidden states [batch, length, embed_dim] an objective reads.
 
   Args:
@@ -113,7 +114,7 @@ class MLM:
     return {'mlm': slots}
 
   def __call__(
-    self, pretrainer: 'Pretrainer', outputs: EncoderOutput, corrupted: Corrupted
+    self, pretrainer: 'Pretrainer', outputs: Outputs, corrupted: Corrupted
   ) -> LossTerm:
     """See `Objective`."""
     del pretrainer, outputs
@@ -168,7 +169,7 @@ class RTD:
     return {'rtd': length}
 
   def __call__(
-    self, pretrainer: 'Pretrainer', outputs: EncoderOutput, corrupted: Corrupted
+    self, pretrainer: 'Pretrainer', outputs: Outputs, corrupted: Corrupted
   ) -> LossTerm:
     """See `Objective`."""
     h = hidden_states(outputs, self.source, 'RTD.source')
@@ -201,7 +202,9 @@ class CorrectiveLM:
     positions: where, 'masked' or 'all' (which multiplies out the vocabulary
       at every token).
     copy: each position counts by p(replaced) of the RTD head, as a constant:
-      what COCO-LM's code has for its paper's copy mechanism.
+      what COCO-LM's code has for its paper's copy mechanism, and what the
+      released base configurations of METRO-T5 call a weighted LM loss. The
+      head reads where RTD trains it to.
     source: hidden states to read, 'encoder', 'decoder' or 'top'.
   """
 
@@ -228,24 +231,33 @@ class CorrectiveLM:
     return {'lm': calls, 'rtd': calls} if self.copy else {'lm': calls}
 
   def __call__(
-    self, pretrainer: 'Pretrainer', outputs: EncoderOutput, corrupted: Corrupted
+    self, pretrainer: 'Pretrainer', outputs: Outputs, corrupted: Corrupted
   ) -> LossTerm:
     """See `Objective`."""
     masked = corrupted.masked
     h = hidden_states(outputs, self.source, 'CorrectiveLM.source')
     targets, weights = masked.original, self._weights(masked)
+    detector = self._detector_states(pretrainer, outputs) if self.copy else h
     if self.positions == 'masked':
-      h, targets = masked.gather(h), masked.targets
+      h, detector = masked.gather(h), masked.gather(detector)
+      targets = masked.targets
     loss, _, predicted = losses.token_cross_entropy(
       pretrainer.lm_logits(h, corrupted), targets
     )
     if self.copy:
-      p_replaced = jax.nn.sigmoid(-pretrainer.rtd_logits(h))
+      p_replaced = jax.nn.sigmoid(-pretrainer.rtd_logits(detector))
       loss = loss * jax.lax.stop_gradient(p_replaced)
     return LossTerm(
       jnp.sum(loss * weights),
       {'clm_accuracy': metrics.Mean.of(predicted == targets, weights)},
     )
+
+  def _detector_states(
+    self, pretrainer: 'Pretrainer', outputs: Outputs
+  ) -> jax.Array:
+    sources = [o.source for o in pretrainer.objectives if isinstance(o, RTD)]
+    source = sources[0] if sources else self.source
+    return hidden_states(outputs, source, 'RTD.source')
 
   def _weights(self, masked: MaskedTokens) -> jax.Array:
     return masked.weights if self.positions == 'masked' else masked.valid

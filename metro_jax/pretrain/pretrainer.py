@@ -19,12 +19,15 @@ from metro_jax.errors import UserError
 from metro_jax.metrics import BinaryHistogram, Mean
 from metro_jax.modules import (
   Embedder,
+  EncoderDecoder,
   EncoderOutput,
   LMHead,
+  MainOutput,
   RTDHead,
   SequenceHead,
   TokenLogits,
   TransformerConfig,
+  shift_right,
 )
 from metro_jax.pretrain import checks
 from metro_jax.pretrain.corruption import Batch, Corrupted, MaskedTokens
@@ -45,7 +48,9 @@ class Pretrainer(nn.Module):
 
   Attributes:
     config: of the embedder and the heads; the main model's.
-    main: takes embeddings, returns hidden states (`modules.Encoder`).
+    main: takes embeddings, returns hidden states (`modules.Encoder`). The
+      decoder of a `modules.EncoderDecoder` reads the original, one token late
+      (METRO-T5).
     auxiliary: proposes replacements (`AuxiliaryModel`). None: batches come
       corrupted, or masked for a main model that is to fill them in itself.
     sampler: draws replacements from the proposal.
@@ -58,6 +63,8 @@ class Pretrainer(nn.Module):
       sequence length. See `MaskedTokens.from_batch` for rows with more.
     rtd_head: None is a single linear layer.
     lm_head: of the main model; None is the tied table and a bias.
+    decoder_start_id: what a decoder reads before the first token; METRO-T5
+      starts with its mask token.
   """
 
   config: TransformerConfig
@@ -70,6 +77,7 @@ class Pretrainer(nn.Module):
   max_predictions: int | None = None
   rtd_head: RTDHead | None = None
   lm_head: LMHead | None = None
+  decoder_start_id: int = 4
 
   def __post_init__(self) -> None:
     """Fills in heads; they have parameters once they are called."""
@@ -145,7 +153,7 @@ class Pretrainer(nn.Module):
     masked: MaskedTokens,
     train: bool,
     relaxed: jax.Array | None = None,
-  ) -> EncoderOutput:
+  ) -> EncoderOutput | MainOutput:
     """X_noise --main--> H, for tokens that lie where those of `masked` do.
 
     Args:
@@ -164,11 +172,23 @@ class Pretrainer(nn.Module):
       x = x + masked.spread(behind.astype(x.dtype))
     x = self.embedder.add_positions(x, masked.positions)
     x = self.embedder.normalize(x, masked.valid, dropout)
-    return self.main(x, masked.segment_ids, masked.positions, dropout)
+    decoder = {}
+    if isinstance(self.main, EncoderDecoder):
+      reads = shift_right(
+        masked.original, masked.segment_ids, self.decoder_start_id
+      )
+      decoder = {
+        'decoder_x': self.embedder.lookup(reads),
+        'decoder_segment_ids': masked.segment_ids,
+        'decoder_positions': masked.positions,
+      }
+    return self.main(
+      x, masked.segment_ids, masked.positions, dropout, **decoder
+    )
 
   def loss(
     self,
-    outputs: EncoderOutput,
+    outputs: EncoderOutput | MainOutput,
     corrupted: Corrupted,
     normalizers: Mapping[str, jax.Array] | None = None,
   ) -> tuple[jax.Array, Metrics]:

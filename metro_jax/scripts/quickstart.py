@@ -27,8 +27,8 @@ MODEL_DIR = 'runs/quickstart'
 RECIPE = 'metro_lm/tiny.gin'
 # Those of the recipe; training would make them itself, without being watched.
 SOURCE = 'metro_docstrings'
-VOCAB_SIZE = 8192
-LENGTH = 128
+VOCAB_SIZE = 4096
+LENGTH = 64
 
 FILL = (
   'Returns the [MASK] of the array.',

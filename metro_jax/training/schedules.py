@@ -2,7 +2,7 @@
 """Learning rates as functions of the number of finished steps.
 
 Warm-up counts the step that is being taken: the first step of W runs at
-peak / W rather than at zero, as fairseq's schedules do.
+peak / W. (fairseq, which METRO-LM used, runs its first step at zero.)
 """
 
 from collections.abc import Callable

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import jax
 
 from pallas_kernels import backend as backends
-from pallas_kernels.attention import gpu, reference
+from pallas_kernels.attention import gpu, reference, tpu
 from pallas_kernels.attention.bias import PositionBias as PositionBias
 
 # Platform to kernel.
-KERNELS: dict[str, Callable] = {'gpu': gpu.attention}
+KERNELS: dict[str, Callable] = {'gpu': gpu.attention, 'tpu': tpu.attention}
 
 
 def attention(

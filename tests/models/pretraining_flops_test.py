@@ -6,6 +6,7 @@ import math
 import jax
 import pretrain_models
 import pytest
+import seq2seq_models
 
 from metro_jax.pretrain import RTD, CorrectiveLM, MaskedTokens
 
@@ -89,3 +90,11 @@ def test_narrow_tables_are_projected():
     objectives=(CorrectiveLM(),),
   )
   assert narrow.flops_per_step((ROWS, LENGTH)) == 3 * traced(narrow, None)
+
+
+def test_encoder_decoder():
+  """Cross-attention, both stacks, and METRO-T5's head for detection."""
+  model = seq2seq_models.metro_t5(
+    auxiliary=None, objectives=(RTD(source='encoder'), CorrectiveLM())
+  )
+  assert model.flops_per_step((ROWS, LENGTH)) == 3 * traced(model, None)

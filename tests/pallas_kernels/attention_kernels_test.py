@@ -10,7 +10,7 @@ import pytest
 
 import pallas_kernels
 from pallas_kernels import PositionBias, backend
-from pallas_kernels.attention import KERNELS, gpu
+from pallas_kernels.attention import KERNELS, gpu, tpu
 
 # Half the distance between neighbours.
 ROUNDING = {jnp.float32: 2.0**-24, jnp.bfloat16: 2.0**-8}
@@ -101,6 +101,8 @@ def blocks(monkeypatch):
   """Small tiles of unequal sides."""
   tiles = gpu.Tiles((32, 16), (16, 32), (32, 16), 16)
   monkeypatch.setattr(gpu, '_tiles', lambda q: tiles)
+  monkeypatch.setattr(tpu, '_BLOCK', 16)
+  monkeypatch.setattr(tpu, '_LANES', 16)
 
 
 CASES = {
@@ -169,6 +171,8 @@ def test_what_is_not_supported_is_refused(platform):
       pallas_kernels.attention(
         q[..., :16], q[..., :16], q[..., :16], bias=untied, backend='pallas'
       )
-    if platform == 'gpu':
-      with pytest.raises(NotImplementedError, match=r'head widths.*not 24'):
-        pallas_kernels.attention(q, q, q, backend='pallas')
+    reason = 'head widths.*not 24'
+    if platform == 'tpu':
+      q, reason = jnp.ones((1, 4000, 1, 16)), '4000 keys'
+    with pytest.raises(NotImplementedError, match=reason):
+      pallas_kernels.attention(q, q, q, backend='pallas')

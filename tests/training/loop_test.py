@@ -178,7 +178,7 @@ def test_the_loop_costs_less_than_three_percent(tmp_path, monkeypatch):
   They take turns, and medians are compared.
   """
   model = toy.ToyModel(width=192)
-  dataset = StaticDataset(batch_size=128, length=16)
+  dataset = StaticDataset(batch_size=512, length=16)
   optimizer, partitioner = training.adamw(1e-3), training.Partitioner()
   times, bare_times = [], []
   with partitioner.context():
@@ -212,7 +212,7 @@ def test_the_loop_costs_less_than_three_percent(tmp_path, monkeypatch):
     tmp_path,
     model=model,
     train_dataset=dataset,
-    train_steps=300,
+    train_steps=200,
     optimizer=optimizer,
     partitioner=partitioner,
     stats_period=10,
