@@ -1,172 +1,149 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every recipe and every ablation trains: two steps at a size of nothing.
+"""Every recipe and every ablation trains, at a size of nothing.
 
-A file is parsed as the command line parses it, shrunk by bindings, and its
-model takes two steps of its optimizer. Files that differ in sizes alone are
-the same program then, which the compilation cache knows.
+A file is parsed as the command line parses it, and shrunk by bindings. The
+trainer's step is traced for each of them, and run by the slow tests. Files that
+differ in sizes alone are the same program then, which is looked at once.
 """
 
 import functools
-import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import optax
-import pretrain_models
 import pytest
+import recipe_files
 
-from metro_jax import gin_loading, metrics
-from metro_jax.training.state import named_leaves, unbox
+from metro_jax import metrics, models, training
+from metro_jax.training import initialization
+from metro_jax.training.state import TrainState, named_leaves, unbox
+from metro_jax.training.step import make_train_step
 
-gin = gin_loading.gin_registration.gin
-
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-CONFIGS = ROOT / 'gin_configs'
-PARTS = ('runs', 'models', 'sizes')
-
-SHRUNK = {
-  'MODEL_DIR': '"unused"',
-  'VOCAB_SIZE': pretrain_models.VOCAB,
-  'LENGTH': pretrain_models.LENGTH,
-  'MASK_RATE': 0.25,
-  'TRAIN_STEPS': 4,
-  'WARMUP_STEPS': 1,
-  'DTYPE': '"float32"',
-  'modules.TransformerConfig.embed_dim': 8,
-  'modules.TransformerConfig.num_heads': 2,
-  'modules.TransformerConfig.mlp_dim': 16,
-  'modules.TransformerConfig.num_layers': 2,
-  'pretrain.TermFrequency.counts': (1,) * pretrain_models.VOCAB,
+FILES = {name: (name,) for name in recipe_files.recipes()} | {
+  name: (recipe_files.parent(name), name) for name in recipe_files.ablations()
 }
+ROWS = 8  # One for each device.
 
 
-def recipes() -> list[str]:
-  """Files that stand for a run: not the parts that they are made of."""
-  names = [
-    str(path.relative_to(CONFIGS)) for path in sorted(CONFIGS.rglob('*.gin'))
-  ]
-  return [
-    name
-    for name in names
-    if name.split('/')[0] not in PARTS
-    # metro_lm/metro_lm.gin is what the sizes of a family have in common.
-    and len(set(name.removesuffix('.gin').split('/'))) > 1
-  ]
+def once(function):
+  """Calls it for the first of all files that come out as the same program."""
+  done = {}
+
+  @functools.wraps(function)
+  def call(name: str):
+    recipe = recipe_files.load(*FILES[name])
+    program = repr((recipe.model, recipe.frozen))
+    if program not in done:
+      done[program] = function(recipe)
+    return done[program]
+
+  return call
 
 
-def macro(name: str):
-  return gin.config._CONFIG.get((name, 'gin.macro'), {}).get('value')
+@once
+def shapes_of_a_step(recipe: recipe_files.Recipe):
+  model, optimizer = recipe.model, recipe.optimizer
+  batch = recipe_files.batch(model)
+  params = unbox(jax.eval_shape(model.init, jax.random.key(0), batch))
+  state = jax.eval_shape(lambda p: TrainState.create(p, optimizer), params)
+  step = make_train_step(model, optimizer)
+  return state, *jax.eval_shape(step, state, None, batch)
 
 
-def bind(bindings: dict[str, object]) -> None:
-  gin.parse_config([f'{name} = {value}' for name, value in bindings.items()])
-
-
-def shallow() -> dict[str, object]:
-  """Depths of the auxiliary that keep what a file says of its heads."""
-  bindings = {}
-  heads = macro('MLM_LAYERS')
-  if heads:
-    bindings['MLM_LAYERS'] = tuple(range(1, len(heads) + 1))
-  if macro('AUX_LAYERS'):
-    bindings['AUX_LAYERS'] = len(heads) if heads else 1
-  for (scope, selector), values in list(gin.config._CONFIG.items()):
-    if selector.endswith('AuxiliaryEnsemble') and 'depths' in values:
-      order = sorted(set(values['depths']))
-      bindings['pretrain.AuxiliaryEnsemble.depths'] = tuple(
-        order.index(depth) + 1 for depth in values['depths']
-      )
-    if scope == 'aux' and 'embed_dim' in values:
-      bindings['aux/modules.TransformerConfig.embed_dim'] = 4
-      bindings['aux/modules.TransformerConfig.num_heads'] = 2
-      bindings['aux/modules.TransformerConfig.mlp_dim'] = 8
-    if 'table_dim' in values:
-      bindings['modules.TransformerConfig.table_dim'] = 8
-  return bindings
-
-
-def unread_macros() -> set[str]:
-  """Macros that are bound, and that nothing refers to."""
-  config = gin.config._CONFIG
-  bound = {scope for scope, selector in config if selector == 'gin.macro'}
-  read = {
-    '/'.join(reference.scopes)
-    for reference in gin.config.iterate_references(config)
-    if reference.selector == 'gin.macro'
-  }
-  return bound - read
-
-
-def load(name: str):
-  """Model and optimizer of a file, shrunk."""
-  gin.add_config_file_search_path(str(ROOT))
-  gin.parse_config_file('gin_configs/runs/pretrain.gin')
-  gin.parse_config_file(str(CONFIGS / name))
-  assert not unread_macros()
-  bind(SHRUNK)
-  deep = gin.query_parameter('%MODEL').scoped_configurable_fn()
-  bind(shallow())
-  model, optimizer = (
-    gin.query_parameter(f'%{part}').scoped_configurable_fn()
-    for part in ('MODEL', 'OPTIMIZER')
-  )
-  return deep, model, optimizer
-
-
-def initial(model) -> dict:
-  """Parameters by shape, without compiling an initialiser."""
-  shapes = unbox(
-    jax.eval_shape(model.init, jax.random.key(0), pretrain_models.batch())
-  )
-  rng = np.random.default_rng(0)
-  return jax.tree.map(
-    lambda x: rng.normal(0, 0.3, x.shape).astype(x.dtype), shapes
-  )
-
-
-@functools.cache
-def batch() -> dict[str, np.ndarray]:
-  return pretrain_models.numbered(pretrain_models.batch())
-
-
-def two_steps(model, optimizer, params):
-  """Losses, parameters and metrics after two steps."""
-
-  def step(params, slots, step):
-    def loss_fn(params):
-      key = jax.random.fold_in(jax.random.key(0), step)
-      return model.loss_fn(params, batch(), key, step, train=True)
-
-    (loss, values), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-    updates, slots = optimizer.update(grads, slots, params)
-    return optax.apply_updates(params, updates), slots, loss, values
-
-  # Half the time of compiling is in making fast code of it.
-  options = {'xla_backend_optimization_level': 0}
-  compiled = jax.jit(step, compiler_options=options)
-  slots, losses = optimizer.init(params), []
-  for index in range(2):
-    params, slots, loss, values = compiled(params, slots, np.int32(index))
-    losses.append(float(loss))
-  return losses, jax.device_get(params), metrics.compute(values)
-
-
-@pytest.mark.parametrize('name', recipes())
-def test_two_steps(name):
-  with gin_loading._own_configuration():
-    deep, model, optimizer = load(name)
-    frozen = gin.query_parameter('FROZEN_PARAMS/gin.macro.value')
-  if deep.pretrainer.auxiliary is not None:
+@pytest.mark.parametrize('name', FILES)
+def test_a_training_step_is_built(name):
+  before, after, values, loss = shapes_of_a_step(name)
+  assert loss.shape == () and loss.dtype == jnp.float32
+  assert jax.tree.structure(after) == jax.tree.structure(before)
+  recipe = recipe_files.load(*FILES[name])
+  if isinstance(recipe.model, models.TextToTextModel):
+    return
+  pretrainer = recipe.deep.pretrainer
+  assert {f'loss/{o.name}' for o in pretrainer.objectives} <= set(values)
+  if len(getattr(pretrainer.auxiliary, 'depths', ())) > 1:
     # At the depths that the file has, everything fits together.
-    jax.eval_shape(deep.init, jax.random.key(0), pretrain_models.batch())
-  before = initial(model)
-  losses, after, values = two_steps(model, optimizer, before)
+    batch = recipe_files.batch(recipe.deep)
+    jax.eval_shape(recipe.deep.init, jax.random.key(0), batch)
+
+
+@pytest.mark.parametrize('name', recipe_files.ablations())
+def test_a_row_changes_its_recipe(name):
+  recipe, row = FILES[name]
+  plain, changed = recipe_files.load(recipe), recipe_files.load(recipe, row)
+  same_model = repr(plain.full) == repr(changed.full)
+  assert same_model == (row == 'ablations/metro_t5/span_mask.gin')
+  assert not same_model or plain.rows != changed.rows
+
+
+def test_no_two_rows_are_the_same():
+  fulls = {
+    name: repr((recipe_files.load(*FILES[name]).full, FILES[name][0]))
+    for name in recipe_files.ablations()
+    if not name.endswith('span_mask.gin')
+  }
+  assert len(set(fulls.values())) == len(fulls)
+
+
+def test_the_last_combination_is_metro_lm():
+  row = 'ablations/metro_lm/combo_5_constrained_sharing.gin'
+  base, combination = (
+    recipe_files.load(*FILES[name]) for name in ('metro_lm/base.gin', row)
+  )
+  assert repr(base.full) == repr(combination.full)
+
+
+class Rows:
+  """A dataset of two random batches."""
+
+  batch_size, length = ROWS, recipe_files.LENGTH
+
+  def __init__(self, model):
+    self.model = model
+
+  def batch(self, step: int, rows: slice | None = None):
+    batch = recipe_files.batch(self.model, ROWS, seed=step)
+    return {k: x[rows or slice(None)] for k, x in batch.items()}
+
+
+@once
+def two_steps(recipe: recipe_files.Recipe):
+  """Losses, metrics, and parameters by name before and after."""
+  model, optimizer = recipe.model, recipe.optimizer
+  data, partitioner = Rows(model), training.Partitioner()
+  with partitioner.context():
+    plan = (model, optimizer, data, partitioner)
+    layout = initialization.make_layout(*plan)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+      lambda x: rng.normal(0, 0.3, x.shape).astype(x.dtype), layout.state.params
+    )
+    state = jax.device_put(
+      TrainState.create(params, optimizer), layout.shardings
+    )
+    step, empty_window = initialization.compile_step(*plan, layout, 1, 0)
+    losses, window = [], empty_window()
+    for index in range(2):
+      batch = jax.device_put(data.batch(index), partitioner.batch_sharding)
+      state, window, loss = step(state, window, batch)
+      losses.append(float(loss))
+    after = jax.device_get(state.params)
+  values = metrics.compute(jax.device_get(window))
+  return losses, values, named_leaves(params), named_leaves(after)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', FILES)
+def test_two_steps_on_eight_devices(name):
+  losses, values, before, after = two_steps(name)
   assert np.isfinite(losses).all() and losses[0] != losses[1]
-  assert 0 <= values['replace_rate'] <= 0.5
-  after = named_leaves(after)
-  for key, x in named_leaves(before).items():
-    if frozen and key.startswith('auxiliary/'):
+  assert all(np.isfinite(x) for x in values.values())
+  if 'replace_rate' in values:
+    assert 0 <= values['replace_rate'] <= 0.5
+  recipe = recipe_files.load(*FILES[name])
+  for key, x in before.items():
+    if recipe.frozen and key.startswith('auxiliary/'):
       np.testing.assert_array_equal(x, after[key])
     elif not key.endswith('key/bias'):  # It has no gradient but rounding.
       assert (x != after[key]).any(), key
-  assert model.flops_per_step((4, pretrain_models.LENGTH)) > 0
+  shape = (ROWS, recipe_files.LENGTH)
+  assert recipe.model.flops_per_step(shape) > 0

@@ -94,8 +94,9 @@ class Auxiliary(nn.Module):
       seed = _seed(self)
       read = masked.replace(tokens=augmentation.tokens(masked, gamma, seed))
       # Without random numbers (prediction) nothing is dropped.
-      drop = self.has_rng('dropout') and augmentation.dropout(masked, gamma)
-      source = self.predict(read, embedder, share, drop or None)
+      random = self.has_rng('dropout')
+      drop = augmentation.dropout(masked, gamma) if random else None
+      source = self.predict(read, embedder, share, drop)
       source = jax.lax.stop_gradient(source)
     elif dropout is not None and self.second_pass:
       source = self.predict(masked, embedder, share, None)

@@ -39,7 +39,7 @@ def model(scale: float = -1.0, **changes):
 @pytest.fixture(scope='module')
 def amos() -> types.SimpleNamespace:
   batch = pretrain_models.numbered(pretrain_models.batch())
-  params = pretrain_models.init(model())
+  params = pretrain_models.drawn(model())
 
   def gradients(scale: float, term: str) -> dict[str, np.ndarray]:
     normalizers = {
@@ -53,25 +53,35 @@ def amos() -> types.SimpleNamespace:
     }
 
   compiled = {s: pretrain_models.gradient(model(s)) for s in (-1.0, 1.0)}
+  _, values = pretrain_models.loss(model())(params, batch, jax.random.key(0), 0)
   return types.SimpleNamespace(
     params=params,
     batch=batch,
     gradient=compiled[-1.0],
+    evaluated=metrics.compute(values),
     adversarial=gradients(-1.0, 'rtd'),
     cooperative=gradients(1.0, 'rtd'),
     mlm=gradients(-1.0, 'mlm'),
   )
 
 
-def proposal(an_auxiliary, params, batch, progress=1.0, **rngs):
-  """Of the auxiliary in a Pretrainer with these parameters."""
+def proposer(an_auxiliary):
+  """(params, batch, random numbers) -> what it proposes in a Pretrainer."""
   pretrainer = model(auxiliary=an_auxiliary).pretrainer
 
   def method(pretrainer, batch):
     masked = MaskedTokens.from_batch(batch, pretrainer.max_predictions)
-    return pretrainer.propose(masked, progress)
+    return pretrainer.propose(masked)
 
-  return pretrainer.apply({'params': params}, batch, method=method, rngs=rngs)
+  @jax.jit
+  def propose(params, batch, rngs):
+    return pretrainer.apply({'params': params}, batch, method=method, rngs=rngs)
+
+  return propose
+
+
+def proposal(an_auxiliary, params, batch):
+  return proposer(an_auxiliary)(params, batch, {})
 
 
 def reached(grads: dict[str, np.ndarray], prefix: str) -> set[str]:
@@ -90,10 +100,7 @@ def test_equation_2_adds_up_the_losses_of_all_heads(amos):
       - np.take_along_axis(x, targets[..., None], -1)[..., 0]
     )
     by_head.append(loss[used].mean())
-  _, values = pretrain_models.loss(model())(
-    amos.params, amos.batch, jax.random.key(0), 0
-  )
-  values = metrics.compute(values)
+  values = amos.evaluated
   assert values['loss/mlm'] == pytest.approx(sum(by_head), rel=64 * EPS)
   for depth, expected in zip(DEPTHS, by_head, strict=True):
     got = values[f'mlm_loss/layer_{depth}']
@@ -109,10 +116,7 @@ def test_equation_3_mixes_the_logits_of_all_heads(amos):
   np.testing.assert_allclose(got.sampling_logits(), expected, atol=1e-4)
   np.testing.assert_allclose(gamma.sum(-1), 1, rtol=8 * EPS)
   assert np.ptp(gamma, axis=(0, 1)).min() > 0.01  # It differs by position.
-  _, values = pretrain_models.loss(model())(
-    amos.params, amos.batch, jax.random.key(0), 0
-  )
-  values = metrics.compute(values)
+  values = amos.evaluated
   used = np.asarray(MaskedTokens.from_batch(amos.batch, 4).weights) > 0
   for k, depth in enumerate(DEPTHS):
     expected = gamma[used][:, k].mean()
@@ -244,6 +248,7 @@ def test_adversarial_mlm_scales_what_enters_the_head(amos):
   )
 
 
+@pytest.mark.slow
 def test_microbatches_add_up(amos):
   """Through the sample too: noise follows the row."""
   key = jax.random.key(3)
@@ -306,9 +311,9 @@ def test_random_layer_samples_from_the_layer_that_it_names(amos):
   params['auxiliary'] = {
     k: x for k, x in amos.params['auxiliary'].items() if k != 'mixture'
   }
-  seen = set()
+  seen, propose = set(), proposer(chosen)
   for i in range(8):
-    got = proposal(chosen, params, amos.batch, sample=jax.random.key(i))
+    got = propose(params, amos.batch, {'sample': jax.random.key(i)})
     layer = int(np.argmax(got.mixture))
     np.testing.assert_allclose(
       got.sampling_logits(), got.heads[layer].logits(), atol=1e-5
@@ -322,7 +327,7 @@ def test_ensemble_is_a_mixture_of_separate_auxiliaries():
     pretrain_models.config(), (1, 2), pretrain.LearnedMixture()
   )
   a_model = model(auxiliary=ensemble)
-  params = pretrain_models.init(a_model)
+  params = pretrain_models.drawn(a_model)
   assert set(params['auxiliary']) == {'members_0', 'members_1', 'mixture'}
   assert len(params['auxiliary']['members_1']['encoder']['stack']) == 3
   batch = pretrain_models.batch()

@@ -53,7 +53,7 @@ def model(augmentation=None, **changes):
 
 @pytest.fixture(scope='module')
 def params():
-  return pretrain_models.init(model())
+  return pretrain_models.drawn(model())
 
 
 @pytest.fixture(scope='module')
@@ -66,9 +66,13 @@ def propose(a_model, params, batch, progress, **rngs):
     masked = MaskedTokens.from_batch(batch, pretrainer.max_predictions)
     return pretrainer.propose(masked, progress)
 
-  return a_model.pretrainer.apply(
-    {'params': params}, batch, method=method, rngs=rngs
-  )
+  @jax.jit
+  def apply(params, batch, rngs):
+    return a_model.pretrainer.apply(
+      {'params': params}, batch, method=method, rngs=rngs
+    )
+
+  return apply(params, batch, rngs)
 
 
 def probabilities(proposal) -> np.ndarray:
@@ -219,7 +223,7 @@ def test_distributions_without_an_auxiliary(batch, name):
   a_model = model(auxiliary=distribution(name))
   params = jax.eval_shape(a_model.init, jax.random.key(0), batch)
   assert set(params) == {'embedder', 'main', 'rtd_head'}
-  params = pretrain_models.init(
+  params = pretrain_models.drawn(
     pretrain_models.model(auxiliary=None, objectives=(RTD(),))
   )
   got = propose(a_model, params, batch, 0.5)
@@ -237,7 +241,7 @@ def test_smoothed_one_hot_replaces_alpha_of_the_masked_tokens():
   a_model = pretrain_models.model(
     auxiliary=pretrain.SmoothedOneHot(0.35), objectives=(RTD(),)
   )
-  params = pretrain_models.init(a_model)
+  params = pretrain_models.drawn(a_model)
   _, values = pretrain_models.loss(a_model)(params, many, jax.random.key(0), 0)
   masks = float(many['encoder_loss_weights'].sum())
   tokens = (many['encoder_segment_ids'] > 0).sum()

@@ -44,10 +44,14 @@ def evaluate(model, params, batch, method):
     outputs = pretrainer.encode(corrupted.tokens, masked, False)
     return method(pretrainer, masked, corrupted, outputs)
 
-  rngs = {'sample': jax.random.key(0)}
-  got = model.pretrainer.apply(
-    {'params': params}, batch, rngs=rngs, method=call
-  )
+  @jax.jit
+  def apply(params, batch):
+    rngs = {'sample': jax.random.key(0)}
+    return model.pretrainer.apply(
+      {'params': params}, batch, rngs=rngs, method=call
+    )
+
+  got = apply(params, batch)
   return metrics.compute(values), jax.device_get(got)
 
 
@@ -57,7 +61,7 @@ def test_cloze_is_a_softmax_over_the_original_and_its_rivals(batch, choices):
   model = pretrain_models.model(
     objectives=(MLM(), objective), sampler=MostLikely()
   )
-  params = pretrain_models.init(model)
+  params = pretrain_models.drawn(model)
 
   def method(pretrainer, masked, corrupted, outputs):
     h = masked.gather(outputs.top)
@@ -86,7 +90,7 @@ def test_every_draw_is_a_new_one(batch):
     del outputs
     return [pretrainer.draw(corrupted.proposal, masked).ids for _ in range(2)]
 
-  _, (a, b) = evaluate(model, pretrain_models.init(model), batch, method)
+  _, (a, b) = evaluate(model, pretrain_models.drawn(model), batch, method)
   assert (a != b).any()
 
 
@@ -107,7 +111,7 @@ def test_contrastive_loss(batch):
   model = pretrain_models.model(
     objectives=(MLM(), RTD(), objective), sampler=MostLikely()
   )
-  params = pretrain_models.init(model)
+  params = pretrain_models.drawn(model)
   assert set(params['sequence_head']) == {'dense', 'norm'}
 
   def method(pretrainer, masked, corrupted, outputs):
@@ -132,7 +136,7 @@ def test_contrastive_loss(batch):
 def test_contrastive_learning_moves_the_main_model_and_its_own_head(batch):
   objectives = (MLM(), pretrain.SequenceContrastive())
   model = pretrain_models.model(objectives=objectives)
-  params = pretrain_models.init(model)
+  params = pretrain_models.drawn(model)
   normalizers = {'mlm': np.float32(np.inf), 'scl': np.float32(1)}
   gradient = pretrain_models.gradient(model)
   _, grads = gradient(params, batch, jax.random.key(0), normalizers)
@@ -177,7 +181,7 @@ def test_masked_language_modelling_is_the_main_model_on_masked_tokens(batch):
     lm_head=modules.LMHead(config),
     share=(),
   )
-  params = pretrain_models.init(model)
+  params = pretrain_models.drawn(model)
   assert set(params) == {'embedder', 'main', 'lm_head'}
   assert set(params['lm_head']) == {'dense', 'norm', 'bias'}
 
@@ -211,7 +215,7 @@ def test_electra_samples_from_the_pass_that_it_learns_from(batch):
       return pretrainer.propose(masked, 1.0, train=True)
 
     got = model.pretrainer.apply(
-      {'params': pretrain_models.init(model)},
+      {'params': pretrain_models.drawn(model)},
       batch,
       rngs={'dropout': jax.random.key(0)},
       method=method,

@@ -8,11 +8,13 @@ import jax
 import numpy as np
 import pretrain_models
 import pytest
+from flax import linen as nn
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from metro_jax import modules, pretrain, training
 from metro_jax.errors import UserError
 from metro_jax.pretrain import RTD, CorrectiveLM, auxiliary_source
+from metro_jax.training.state import TrainState
 
 FROZEN = training.adamw(1e-2, frozen=('auxiliary/.*',))
 
@@ -53,23 +55,24 @@ def masked_lm(layers: int = 1):
   )
 
 
-def fast_electra(layers: int = 1):
+def fast_electra(layers: int = 1, **changes):
   auxiliary = pretrain.Auxiliary(
-    pretrain_models.config(layers), augmentation=pretrain.Temperature()
+    pretrain_models.config(layers, **changes),
+    augmentation=pretrain.Temperature(),
   )
   return pretrain_models.model(
     auxiliary=auxiliary, objectives=(RTD(),), share=()
   )
 
 
-def train(model, model_dir, steps=2, source=None, dataset=None, **options):
+def train(model, model_dir, steps=2, source=None, **options):
   partial = training.PartialCheckpoint(
     source and str(source), ('auxiliary/.*',), auxiliary_source
   )
   result = training.train(
     model=model,
     model_dir=str(model_dir),
-    train_dataset=dataset or Text(),
+    train_dataset=Text(),
     train_steps=steps,
     stats_period=steps,
     tensorboard=False,
@@ -109,22 +112,38 @@ def test_a_masked_lm_becomes_the_auxiliary_and_stays_as_it_is(runs):
     np.testing.assert_array_equal(more[name], after[name])
 
 
+def test_a_frozen_auxiliary_has_no_slots():
+  model = fast_electra()
+  batch = model.build_batch_spec(1, 8)
+  params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), batch))
+  slots = jax.eval_shape(FROZEN.init, params)
+  held = [path for path, x in tree_leaves_with_path(slots) if x.ndim]
+  trained = [
+    path for path, _ in tree_leaves_with_path(params) if 'aux' not in str(path)
+  ]
+  assert len(held) == 2 * len(trained)
+  assert not any('auxiliary' in str(path) for path in held)
+
+
 def test_what_does_not_fit_is_refused_in_a_line(runs):
-  root, _ = runs
-  deep = fast_electra(layers=2)
-  with pytest.raises(UserError, match=r'layers_1\S* is absent there'):
-    train(deep, root / 'deep', source=root / 'mlm', optimizer=FROZEN)
-  other = Text(vocabulary='other words')
-  with pytest.raises(UserError, match='not the vocabulary'):
-    train(
-      fast_electra(),
-      root / 'other',
-      source=root / 'mlm',
-      optimizer=FROZEN,
-      dataset=other,
+  def load(model, source, dataset):
+    params = nn.unbox(
+      jax.eval_shape(model.init, jax.random.key(0), pretrain_models.batch())
     )
-  with pytest.raises(UserError, match='does not exist'):
-    train(fast_electra(), root / 'none', source=root / 'nowhere')
+    partial = training.PartialCheckpoint(
+      str(source), ('auxiliary/.*',), auxiliary_source
+    )
+    partial.load(TrainState(0, params, None), dataset)
+
+  source = runs[0] / 'mlm'
+  for model, path, dataset, message in (
+    (fast_electra(2), source, Text(), r'layers_1\S* is absent there'),
+    (fast_electra(embed_dim=32), source, Text(), r'\(16,\) there and \(32,\)'),
+    (fast_electra(), source, Text(vocabulary='others'), 'not the vocabulary'),
+    (fast_electra(), source / 'nowhere', Text(), 'does not exist'),
+  ):
+    with pytest.raises(UserError, match=message):
+      load(model, path, dataset)
 
 
 WANTED = (
