@@ -73,7 +73,6 @@ def proposer(an_auxiliary):
     masked = MaskedTokens.from_batch(batch, pretrainer.max_predictions)
     return pretrainer.propose(masked)
 
-  @jax.jit
   def propose(params, batch, rngs):
     return pretrainer.apply({'params': params}, batch, method=method, rngs=rngs)
 
@@ -217,9 +216,7 @@ def test_heads_train_the_layers_above_the_last_head(amos, stop):
     )
     return jnp.sum(loss)
 
-  stack = jax.jit(jax.grad(deepest))(amos.params)['auxiliary']['encoder'][
-    'stack'
-  ]
+  stack = jax.grad(deepest)(amos.params)['auxiliary']['encoder']['stack']
   moved = [
     np.asarray(stack[f'layers_{i}']['mlp']['wi']['kernel']).any()
     for i in range(3)
@@ -236,7 +233,7 @@ def test_adversarial_mlm_scales_what_enters_the_head(amos):
       x = got.sampling_logits()
       return jnp.sum(x * jnp.cos(jnp.arange(x.shape[-1])))
 
-    head = jax.jit(jax.grad(total))(amos.params)['auxiliary']['mlm_head']
+    head = jax.grad(total)(amos.params)['auxiliary']['mlm_head']
     # The table and the bias only multiply out what has been mixed.
     assert not np.asarray(head['bias']).any()
     return np.asarray(head['dense']['kernel'])
@@ -311,7 +308,7 @@ def test_random_layer_samples_from_the_layer_that_it_names(amos):
   params['auxiliary'] = {
     k: x for k, x in amos.params['auxiliary'].items() if k != 'mixture'
   }
-  seen, propose = set(), proposer(chosen)
+  seen, propose = set(), jax.jit(proposer(chosen))
   for i in range(8):
     got = propose(params, amos.batch, {'sample': jax.random.key(i)})
     layer = int(np.argmax(got.mixture))

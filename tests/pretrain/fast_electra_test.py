@@ -66,13 +66,9 @@ def propose(a_model, params, batch, progress, **rngs):
     masked = MaskedTokens.from_batch(batch, pretrainer.max_predictions)
     return pretrainer.propose(masked, progress)
 
-  @jax.jit
-  def apply(params, batch, rngs):
-    return a_model.pretrainer.apply(
-      {'params': params}, batch, method=method, rngs=rngs
-    )
-
-  return apply(params, batch, rngs)
+  return a_model.pretrainer.apply(
+    {'params': params}, batch, method=method, rngs=rngs
+  )
 
 
 def probabilities(proposal) -> np.ndarray:

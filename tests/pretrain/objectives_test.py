@@ -44,14 +44,10 @@ def evaluate(model, params, batch, method):
     outputs = pretrainer.encode(corrupted.tokens, masked, False)
     return method(pretrainer, masked, corrupted, outputs)
 
-  @jax.jit
-  def apply(params, batch):
-    rngs = {'sample': jax.random.key(0)}
-    return model.pretrainer.apply(
-      {'params': params}, batch, rngs=rngs, method=call
-    )
-
-  got = apply(params, batch)
+  rngs = {'sample': jax.random.key(0)}
+  got = model.pretrainer.apply(
+    {'params': params}, batch, rngs=rngs, method=call
+  )
   return metrics.compute(values), jax.device_get(got)
 
 
