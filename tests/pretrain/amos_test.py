@@ -207,6 +207,7 @@ def test_the_loss_of_the_heads_does_not_reach_the_mixture(amos):
   assert not reached(amos.mlm, 'main/')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('stop', [True, False])
 def test_heads_train_the_layers_above_the_last_head(amos, stop):
   def deepest(params):
@@ -319,6 +320,7 @@ def test_random_layer_samples_from_the_layer_that_it_names(amos):
   assert len(seen) > 1
 
 
+@pytest.mark.slow
 def test_ensemble_is_a_mixture_of_separate_auxiliaries():
   ensemble = pretrain.AuxiliaryEnsemble(
     pretrain_models.config(), (1, 2), pretrain.LearnedMixture()

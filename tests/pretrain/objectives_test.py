@@ -129,6 +129,7 @@ def test_contrastive_loss(batch):
   assert got == pytest.approx(expected, **CLOSE)
 
 
+@pytest.mark.slow
 def test_contrastive_learning_moves_the_main_model_and_its_own_head(batch):
   objectives = (MLM(), pretrain.SequenceContrastive())
   model = pretrain_models.model(objectives=objectives)

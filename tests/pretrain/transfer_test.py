@@ -92,6 +92,7 @@ def runs(tmp_path_factory):
   return root, train(masked_lm(), root / 'mlm')
 
 
+@pytest.mark.slow
 def test_a_masked_lm_becomes_the_auxiliary_and_stays_as_it_is(runs):
   root, source = runs
   after = train(
@@ -125,6 +126,7 @@ def test_a_frozen_auxiliary_has_no_slots():
   assert not any('auxiliary' in str(path) for path in held)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused_in_a_line(runs):
   def load(model, source, dataset):
     params = nn.unbox(
