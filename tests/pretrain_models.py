@@ -76,6 +76,18 @@ def init(a_model: models.PretrainingModel, seed: int = 0) -> dict:
   return jax.tree.unflatten(structure, noisy)
 
 
+def drawn(a_model: models.PretrainingModel, seed: int = 0) -> dict:
+  """Parameters like those of `init`, by shape: nothing is compiled."""
+  shapes = nn.unbox(jax.eval_shape(a_model.init, jax.random.key(0), batch()))
+  rng = np.random.default_rng(seed)
+
+  def draw(path, x) -> np.ndarray:
+    mean = 1.0 if 'scale' in jax.tree_util.keystr(path) else 0.0
+    return rng.normal(mean, 0.3, x.shape).astype(x.dtype)
+
+  return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
 def numbered(a_batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   """With the row ids that a trainer adds."""
   rows = len(a_batch['encoder_input_tokens'])

@@ -10,9 +10,11 @@ process can repeat.
 
 import numpy as np
 
-from metro_jax.data import hashing
+from metro_jax.data import hashing, vocabularies
 
 _STREAM = 2
+_DISGUISE_STREAM = 16
+_ORDINARY = len(vocabularies.SPECIAL_PIECES)  # The first id that is text.
 
 
 def max_predictions(length: int, rate: float, special: bool = False) -> int:
@@ -104,3 +106,43 @@ def choose(
   # Of a row that is to have none, the threshold is one draw too high.
   chosen &= counts[:, None] > 0
   return chosen
+
+
+def disguise(
+  original: np.ndarray,
+  masked: np.ndarray,
+  kept: float,
+  random: float,
+  ordinary: int,
+  seed: int,
+  epoch: np.ndarray,
+  index: np.ndarray,
+) -> np.ndarray:
+  """What is read at masked positions: mostly [MASK].
+
+  BERT keeps a tenth of the masked tokens as they are and puts any token in
+  the place of another tenth; all of them are to be predicted.
+
+  Args:
+    original: int32 array [batch, length].
+    masked: bool array [batch, length].
+    kept: fraction of the masked tokens that stay.
+    random: fraction that become a token of the vocabulary, all ids alike.
+    ordinary: the first id after those of text.
+    seed: the seed of the masks.
+    epoch: int array [batch].
+    index: int array [batch]: which example each row is.
+
+  Returns:
+    int32 array [batch, length].
+  """
+  inputs = np.where(masked, np.int32(vocabularies.MASK), original)
+  if not kept and not random:
+    return inputs
+  row, place = np.nonzero(masked)
+  key = hashing.keys(seed, _DISGUISE_STREAM, epoch[row], index[row], place)
+  u = key / 2.0**32
+  any_token = _ORDINARY + hashing.mix(key.copy()) % (ordinary - _ORDINARY)
+  drawn = np.where(u < kept + random, any_token, vocabularies.MASK)
+  inputs[row, place] = np.where(u < kept, original[row, place], drawn)
+  return inputs

@@ -56,6 +56,8 @@ class TokenDataset:
     data_dir: str | None = None,
     extra_ids: int = 0,
     mask_span: float | None = None,
+    mask_kept: float = 0.0,
+    mask_random: float = 0.0,
   ):
     """Opens (or makes) vocabulary, token cache and row index.
 
@@ -78,14 +80,19 @@ class TokenDataset:
       extra_ids: sentinels at the end of a vocabulary that is to be trained.
       mask_span: mask spans of so many tokens on average, T5's way, instead
         of single tokens; the number of masked tokens is the same.
+      mask_kept: fraction of the masked tokens that are read as they are.
+      mask_random: fraction that are read as any token. All others become
+        [MASK].
     """
     _check(split, length, batch_size, mask_rate, mask_span)
+    _check_disguise(mask_kept, mask_random)
     root = files.data_dir(data_dir)
     origin = sources.resolve(source, root)
     self.batch_size, self.length, self.seed = batch_size, length, seed
     self.mask_rate, self.mask_special = mask_rate, mask_special
     self.packing, self.shuffle, self.split = packing, shuffle, split
     self.mask_span = mask_span
+    self.mask_kept, self.mask_random = mask_kept, mask_random
     self.vocabulary = sources.vocabulary_for(
       origin, vocabulary, vocabulary_size, root, extra_ids
     )
@@ -117,6 +124,7 @@ class TokenDataset:
       mask_special,
       shuffle,
       *([mask_span] if mask_span else []),
+      *([mask_kept, mask_random] if mask_kept or mask_random else []),
     )
 
   @property
@@ -176,9 +184,12 @@ class TokenDataset:
       masked = masking.draw_masks(*drawn)
     else:
       masked = spans.draw_masks(*drawn, self.mask_span)
-    inputs = np.where(masked, np.int32(vocabularies.MASK), original)
+    ordinary = self.vocab_size - self.vocabulary.extra_ids
+    hidden = (self.mask_kept, self.mask_random, ordinary)
     return {
-      'encoder_input_tokens': inputs,
+      'encoder_input_tokens': masking.disguise(
+        original, masked, *hidden, self.seed, epoch, index
+      ),
       'encoder_target_tokens': original,
       'encoder_loss_weights': masked.astype(np.float32),
       'encoder_segment_ids': segments,
@@ -289,4 +300,12 @@ def _check(
     raise UserError(
       f'TokenDataset.mask_span = {mask_span}: give an average of 1 token or'
       ' more, or None for single tokens'
+    )
+
+
+def _check_disguise(kept: float, random: float) -> None:
+  if min(kept, random) < 0 or kept + random > 1:
+    raise UserError(
+      f'TokenDataset.mask_kept (MASK_KEPT) = {kept} and mask_random'
+      f' (MASK_RANDOM) = {random}: give fractions of at most 1 together'
     )

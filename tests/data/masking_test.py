@@ -93,3 +93,53 @@ def test_positions_are_uniform():
   together = (masked[:, :-1] & masked[:, 1:]).sum()
   chance = rows * (length - 1) * (15 / 100) * (14 / 99)
   assert abs(together - chance) < 5 * np.sqrt(chance)
+
+
+def disguise(kept, random, rows=400, **changes):
+  """A batch of ids 5..35, masked and disguised; ids from 40 are sentinels."""
+  original = np.random.default_rng(0).integers(5, 36, (rows, 64), np.int32)
+  masked = draw(np.ones((rows, 64), bool), 0.5)
+  place = dict(seed=0, epoch=np.zeros(rows, int), index=np.arange(rows))
+  got = masking.disguise(
+    original, masked, kept, random, 40, **(place | changes)
+  )
+  return original, masked, got
+
+
+def test_most_masked_tokens_are_mask_some_are_kept_and_some_are_any_token():
+  original, masked, got = disguise(0.1, 0.2)
+  assert got.dtype == np.int32
+  assert np.array_equal(got[~masked], original[~masked])
+  was, now = original[masked], got[masked]
+  n, rest = now.size, now[(now != 4) & (now != was)]
+  # Ids 5..39 alike; one in 35 of the random ones happens to be the original.
+  expected = {'mask': 0.7, 'same': 0.1 + 0.2 / 35, 'other': 0.2 * 34 / 35}
+  seen = {
+    'mask': now == 4,
+    'same': now == was,
+    'other': (now != 4) & (now != was),
+  }
+  for name, p in expected.items():
+    assert abs(seen[name].mean() - p) < 5 * (p * (1 - p) / n) ** 0.5, name
+  counts = np.bincount(rest, minlength=40)
+  assert counts[:5].sum() == 0 and counts.size == 40
+  # Ids 36..39 are never the original: a little more of them.
+  weight = np.where(np.arange(5, 40) < 36, 1 - 1 / 31, 1.0)
+  share = rest.size * weight / weight.sum()
+  assert stats.chisquare(counts[5:], share).pvalue > 1e-4
+
+
+def test_without_a_disguise_every_masked_token_is_mask():
+  original, masked, got = disguise(0.0, 0.0)
+  assert np.array_equal(got, np.where(masked, 4, original))
+
+
+def test_disguises_are_fresh_each_epoch_and_repeatable():
+  _, _, first = disguise(0.1, 0.2)
+  _, _, again = disguise(0.1, 0.2)
+  _, _, later = disguise(0.1, 0.2, epoch=np.ones(400, int))
+  assert np.array_equal(first, again) and (first != later).any()
+  # A row does not depend on its batch.
+  _, _, few = disguise(0.1, 0.2, rows=3)
+  _, _, more = disguise(0.1, 0.2, rows=5)
+  assert np.array_equal(few, more[:3])

@@ -8,7 +8,8 @@ import pretrain_models
 import pytest
 import seq2seq_models
 
-from metro_jax.pretrain import RTD, CorrectiveLM, MaskedTokens
+from metro_jax import pretrain
+from metro_jax.pretrain import MLM, RTD, CorrectiveLM, MaskedTokens
 
 ROWS, LENGTH, SLOTS = 2, 16, pretrain_models.SLOTS
 
@@ -69,6 +70,31 @@ def test_joint_training_adds_one_pass_of_the_auxiliary():
   second = pretrain_models.model(aux_dropout=0.1)
   added = second.flops_per_step(shape) - joint.flops_per_step(shape)
   assert added == auxiliary
+
+
+def test_a_frozen_auxiliary_has_no_backward_pass():
+  """Fast-ELECTRA's online and offline steps, against the joint one."""
+
+  def step(**changes) -> int:
+    model = pretrain_models.model(**changes)
+    batch = model.build_batch_spec(ROWS, LENGTH)
+    params = jax.eval_shape(model.init, jax.random.key(0), batch)
+
+    def loss(params, batch):
+      return model.loss_fn(params, batch, jax.random.key(0), 0, True)[0]
+
+    return products(jax.make_jaxpr(jax.grad(loss))(params, batch).jaxpr)
+
+  warm = pretrain.Auxiliary(
+    pretrain_models.config(), augmentation=pretrain.Temperature()
+  )
+  joint = step(objectives=(MLM(), RTD()))
+  online = step(auxiliary=warm, objectives=(RTD(),), share=())
+  offline = step(auxiliary=None, objectives=(RTD(),))
+  proposal = traced(pretrain_models.model(), propose)
+  assert online - offline == proposal
+  # And a little more: the loss computes its logits again.
+  assert joint - offline >= 3 * proposal
 
 
 def test_only_masked_positions_touch_the_vocabulary():
