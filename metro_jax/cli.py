@@ -167,6 +167,8 @@ def _run(entry: str, run_file: str) -> int:
     arguments = {'dry_run': _DRY_RUN.value, 'profile_steps': _PROFILE.value}
     if not _DRY_RUN.value:
       model_dir.claim(_macro('MODEL_DIR'), gin.config_str())
+  elif entry == 'offline.corrupt':
+    arguments = {'process_index': _INDEX.value, 'process_count': _COUNT.value}
   result = gin.get_configurable(entry)(**arguments)
   stopped = getattr(result, 'signal', None)
   return 128 + stopped if stopped == signal.SIGINT else 0

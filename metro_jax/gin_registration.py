@@ -10,7 +10,7 @@ not configured.
 
 import gin
 
-from metro_jax import data, models, modules, pretrain, training
+from metro_jax import data, models, modules, offline, pretrain, training
 
 _PARTS = {
   'modules': (
@@ -58,6 +58,7 @@ _PARTS = {
     models.TextToTextModel,
   ),
   'data': (
+    data.CorruptedStream,
     data.SpanCorruption,
     data.TermCounts,
     data.TextFiles,
@@ -68,6 +69,7 @@ _PARTS = {
     data.row_length,
     data.target_length,
   ),
+  'offline': (offline.corrupt,),
   'training': (
     training.CheckpointConfig,
     training.PartialCheckpoint,

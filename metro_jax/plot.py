@@ -5,16 +5,20 @@
   python -m metro_jax.plot runs/a runs/b --output=compare.png
 
 Reads MODEL_DIR/train/metrics.jsonl and MODEL_DIR/training_eval/*/metrics.jsonl.
-Lines are training, dots are held-out text. Replace rate and replace accuracy
-are those of METRO-LM, Figure 3.
+Lines are training, dots are held-out text. A panel is there if a run has its
+metric: replace rate and replace accuracy (METRO-LM, Figure 3; METRO-T5, Figure
+3a; AMOS, Figure 3b), the CLM loss (METRO-T5, Figure 3b), the weights of a
+mixture (AMOS, Figure 3a), a curriculum's gamma (Fast-ELECTRA, equation 2).
 """
 
 import argparse
 import dataclasses
+import itertools
 import json
 import math
 import os
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,8 +35,12 @@ COLOURS = (
   '#56B4E9',
   '#000000',
 )
-_COLUMNS = 4
+_COLUMNS = (4, 3)  # Whichever leaves fewer empty places.
 _INK = '#333333'
+# Lines of one run in one panel.
+_STYLES = ('-', (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1, 1, 1)))
+# Evaluation has no speed, and is always at the end of a curriculum.
+_TRAINING_ONLY = ('timing/', 'curriculum/')
 # Where a metric has been logged for a single step, a line shows nothing.
 _POINTS_FOR_LINE = 2
 
@@ -42,7 +50,8 @@ class Panel:
   """One small plot.
 
   Attributes:
-    metric: name in metrics.jsonl.
+    metric: name in metrics.jsonl; 'a/*' for all whose names begin with 'a/',
+      each in a line of its own.
     title: what it is, in words.
     unit: label of the vertical axis.
     percent: whether the values are fractions to be shown as per cent.
@@ -59,9 +68,15 @@ PANELS = (
   Panel('loss/mlm', 'Auxiliary: MLM loss', 'nats per masked token'),
   Panel('loss/clm', 'Main: CLM loss', 'nats per masked token'),
   Panel('loss/rtd', 'Main: RTD loss', 'nats per token'),
+  Panel('loss/cloze', 'Main: one-choice cloze loss', 'nats per masked token'),
+  Panel('loss/scl', 'Main: contrastive loss', 'nats per sequence'),
+  Panel('loss/lm', 'Decoder: LM loss', 'nats per token'),
+  Panel('mlm_loss/*', 'Auxiliary: loss by head', 'nats per masked token'),
   Panel('replace_rate', 'Replace rate', 'of all tokens', True),
   Panel('replace_accuracy', 'Replace accuracy', 'of replaced tokens', True),
   Panel('rtd_auc', 'RTD: area under ROC', '0.5 is chance'),
+  Panel('mixture/*', 'Mixture weights', 'of masked tokens', True),
+  Panel('curriculum/gamma', 'Curriculum: gamma', 'how easy, from 0'),
   Panel('timing/tokens_per_second', 'Speed', 'tokens per second'),
 )
 
@@ -162,13 +177,14 @@ def draw(runs: Sequence[Run], output: str | os.PathLike) -> pathlib.Path:
   matplotlib.use('agg')  # No display needed.
   from matplotlib import pyplot
 
-  panels = [p for p in PANELS if any(p.metric in r.train for r in runs)]
+  panels = [p for p in PANELS if any(members(p, r) for r in runs)]
   if not panels:
     raise UserError(
       f'{runs[0].name}: none of the metrics that are drawn were logged:'
       f' {", ".join(p.metric for p in PANELS)}'
     )
-  columns = min(_COLUMNS, len(panels))
+  columns = min(_COLUMNS, key=lambda n: -len(panels) % n)
+  columns = min(columns, len(panels))
   rows = -(-len(panels) // columns)
   figure, grid = pyplot.subplots(
     rows, columns, figsize=(3.3 * columns, 2.75 * rows + 0.5), squeeze=False
@@ -178,7 +194,7 @@ def draw(runs: Sequence[Run], output: str | os.PathLike) -> pathlib.Path:
     _draw_panel(one, panel, runs)
   for one in axes[len(panels) :]:
     one.set_axis_off()
-  _caption(figure, runs, axes[0])
+  _caption(figure, runs)
   path = pathlib.Path(output).expanduser()
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -190,21 +206,59 @@ def draw(runs: Sequence[Run], output: str | os.PathLike) -> pathlib.Path:
   return path
 
 
+def members(panel: Panel, run: Run) -> list[str]:
+  """Metrics of a run that belong in a panel, 'layer_4' before 'layer_10'."""
+  prefix, star, _ = panel.metric.partition('*')
+  if not star:
+    return [panel.metric] if panel.metric in run.train else []
+
+  def in_order(name: str) -> list[int | str]:
+    return [int(x) if x.isdigit() else x for x in re.split(r'(\d+)', name)]
+
+  found = [name for name in run.train if name.startswith(prefix)]
+  return sorted(found, key=in_order)
+
+
 def _draw_panel(axis: Any, panel: Panel, runs: Sequence[Run]) -> None:
-  """Lines for training, dots for held-out text."""
+  """Lines for training, dots for held-out text; a colour for each run."""
+  names = list(dict.fromkeys(n for run in runs for n in members(panel, run)))
+  styles = dict(zip(names, itertools.cycle(_STYLES)))
   for index, run in enumerate(runs):
     colour = COLOURS[index % len(COLOURS)]
-    steps, values = run.train.get(panel.metric, ([], []))
-    marker = '' if len(steps) >= _POINTS_FOR_LINE else '_'
-    axis.plot(
-      steps, values, color=colour, lw=1.5, marker=marker, label=run.name
-    )
-    if panel.metric.startswith('timing/'):
-      continue
-    for series in run.held_out.values():
-      steps, values = series.get(panel.metric, ([], []))
-      axis.plot(steps, values, 'o', color=colour, ms=4.5, mfc='white', mew=1.3)
+    look = {'color': colour, 'lw': 1.5}
+    for name in members(panel, run):
+      steps, values = run.train[name]
+      marker = '' if len(steps) >= _POINTS_FOR_LINE else '_'
+      axis.plot(steps, values, ls=styles[name], marker=marker, **look)
+      if name.startswith(_TRAINING_ONLY):
+        continue
+      for series in run.held_out.values():
+        steps, values = series.get(name, ([], []))
+        axis.plot(
+          steps, values, 'o', color=colour, ms=4.5, mfc='white', mew=1.3
+        )
   _dress(axis, panel)
+  if len(names) > 1:
+    _name_lines(axis, styles)
+
+
+def _name_lines(axis: Any, styles: Mapping[str, Any]) -> None:
+  """Which line style is which metric, by the last part of its name."""
+  from matplotlib import lines
+
+  handles = [
+    lines.Line2D(
+      [], [], color=_INK, lw=1.2, ls=style, label=_plain(name.split('/')[-1])
+    )
+    for name, style in styles.items()
+  ]
+  axis.legend(
+    handles=handles, fontsize=8, frameon=False, handlelength=2.4, loc='best'
+  )
+
+
+def _plain(name: str) -> str:
+  return name.replace('_', ' ')
 
 
 def _dress(axis: Any, panel: Panel) -> None:
@@ -234,8 +288,10 @@ def _dress(axis: Any, panel: Panel) -> None:
     axis.set_ylim(0, 1.1 * max(axis.dataLim.y1, 1e-3))
 
 
-def _caption(figure: Any, runs: Sequence[Run], first: Any) -> None:
+def _caption(figure: Any, runs: Sequence[Run]) -> None:
   """What lines and dots are; the runs' names where there are several."""
+  from matplotlib import lines
+
   height = figure.get_figheight()
   several = len(runs) > 1
   text = 'Horizontal: training steps.  Lines: training.'
@@ -248,12 +304,14 @@ def _caption(figure: Any, runs: Sequence[Run], first: Any) -> None:
   )
   room = 0.4
   if several:
-    handles, labels = first.get_legend_handles_labels()
+    handles = [
+      lines.Line2D([], [], color=colour, lw=1.5, label=run.name)
+      for run, colour in zip(runs, itertools.cycle(COLOURS), strict=False)
+    ]
     columns = min(len(runs), 6)
     room += 0.25 * -(-len(runs) // columns)
     figure.legend(
-      handles,
-      labels,
+      handles=handles,
       loc='upper left',
       bbox_to_anchor=(0.005, 1 - 0.33 / height),
       ncols=columns,

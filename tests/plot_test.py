@@ -143,3 +143,26 @@ def test_command_line(tmp_path):
   bad = run(str(tmp_path / 'a'), str(tmp_path / 'nowhere'))
   assert bad.returncode == 2 and bad.stdout == ''
   assert bad.stderr.startswith('error: ') and bad.stderr.count('\n') == 1
+
+
+def test_a_panel_of_several_metrics_has_a_line_style_for_each(tmp_path):
+  weights = {f'mixture/layer_{n}': (lambda s, n=n: s * n) for n in (12, 4, 8)}
+  runs = [
+    plot.load_run(write_run(tmp_path / 'amos', loss=float, **weights)),
+    plot.load_run(write_run(tmp_path / 'metro', loss=float)),
+  ]
+  panel = next(p for p in plot.PANELS if p.metric == 'mixture/*')
+  names = [f'mixture/layer_{n}' for n in (4, 8, 12)]
+  assert [plot.members(panel, run) for run in runs] == [names, []]
+  _, axis = pyplot.subplots()
+  plot._draw_panel(axis, panel, runs)
+  curves = [x for x in axis.lines if x.get_linestyle() != 'None']
+  for curve, depth in zip(curves, (4, 8, 12), strict=True):
+    np.testing.assert_array_equal(
+      curve.get_ydata(), [10 * depth, 20 * depth, 30 * depth]
+    )
+  assert len({str(x._dash_pattern) for x in curves}) == 3
+  assert {x.get_color() for x in curves} == {plot.COLOURS[0]}
+  labels = [text.get_text() for text in axis.get_legend().get_texts()]
+  assert labels == ['layer 4', 'layer 8', 'layer 12']
+  pyplot.close('all')

@@ -7,6 +7,7 @@ it. Nothing here needs TensorFlow or seqio unless a registry name asks for it.
 """
 
 from metro_jax.data.corpus import corpus as corpus
+from metro_jax.data.corrupted_stream import CorruptedStream as CorruptedStream
 from metro_jax.data.masking import max_predictions as max_predictions
 from metro_jax.data.sources import Docstrings as Docstrings
 from metro_jax.data.sources import Registered as Registered

@@ -5,12 +5,15 @@ import contextlib
 import errno
 import os
 import pathlib
+import secrets
 import shutil
 import sys
 import time
 from collections.abc import Iterator
 
 from metro_jax.errors import UserError
+
+_DATA_DIR = 'METRO_DATA_DIR (DATA_DIR)'
 
 
 def data_dir(given: str | os.PathLike | None = None) -> pathlib.Path:
@@ -19,11 +22,15 @@ def data_dir(given: str | os.PathLike | None = None) -> pathlib.Path:
   return pathlib.Path(chosen).expanduser()
 
 
-def write_atomically(path: pathlib.Path, data: bytes) -> None:
+def write_atomically(
+  path: pathlib.Path, data: bytes, parameter: str = _DATA_DIR
+) -> None:
   """Writes a file so that a reader sees all of it or nothing."""
-  scratch = path.with_name(f'.{path.name}.{os.getpid()}')
+  # Hosts that share a disk may have the same process numbers.
+  unique = f'{os.getpid()}-{secrets.token_hex(4)}'
+  scratch = path.with_name(f'.{path.name}.{unique}')
   try:
-    with disk_errors(path):
+    with disk_errors(path, parameter):
       scratch.write_bytes(data)
       scratch.replace(path)
   finally:
@@ -45,8 +52,15 @@ def new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def disk_errors(path: pathlib.Path) -> Iterator[None]:
-  """Turns a full or forbidden disk into one line that says what to do."""
+def disk_errors(
+  path: pathlib.Path, parameter: str = _DATA_DIR
+) -> Iterator[None]:
+  """Turns a full or forbidden disk into one line that says what to do.
+
+  Args:
+    path: what is written.
+    parameter: what says where it goes.
+  """
   try:
     yield
   except OSError as error:
@@ -59,8 +73,8 @@ def disk_errors(path: pathlib.Path) -> Iterator[None]:
     ):
       raise
     raise UserError(
-      f'cannot write {path}: {error.strerror}; set METRO_DATA_DIR (DATA_DIR)'
-      ' to a folder with room'
+      f'cannot write {path}: {error.strerror}; set {parameter} to a folder'
+      ' with room'
     ) from error
 
 

@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches as a pure function of (seed, step).
 
-Example n of the stream (n = step * batch_size + row) is row
-permutation(n mod size) of epoch n div size, masked by (seed, epoch, row).
-Nothing is iterated, so a restarted run asks for its step and has it, and each
-host asks for its rows of the global batch.
+Rows come in the order of `EpochOrder`, masked by (seed, epoch, row).
 """
 
 import os
@@ -14,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from metro_jax.data import (
+  epoch_order,
   files,
   hashing,
   masking,
@@ -28,7 +26,7 @@ VERSION = 1
 SPLITS = ('train', 'validation', 'all')
 
 
-class TokenDataset:
+class TokenDataset(epoch_order.EpochOrder):
   """Masked batches from a token cache, which is built on first use.
 
   Attributes:
@@ -128,40 +126,11 @@ class TokenDataset:
     )
 
   @property
-  def steps_per_epoch(self) -> int:
-    """Batches that show every row once; the last may be partly another's."""
-    return -(-self.num_examples // self.batch_size)
-
-  @property
   def max_predictions(self) -> int:
     """The most masked tokens that any row has."""
     return masking.max_predictions(
       self.length, self.mask_rate, self.mask_special
     )
-
-  def position(self, step: int) -> dict[str, int]:
-    """Where the stream is before `step`: epoch, and example within it."""
-    if not self.shuffle:
-      step %= self.steps_per_epoch
-    epoch, example = divmod(step * self.batch_size, self.num_examples)
-    return {'epoch': epoch, 'example': example}
-
-  def examples(
-    self, step: int, rows: slice | None = None
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """Epoch and row number of the asked rows of a batch, int64 [rows] each.
-
-    Row number -1 is an empty row.
-    """
-    row = np.arange(self.batch_size, dtype=np.int64)[rows or slice(None)]
-    if not self.shuffle:
-      index = step % self.steps_per_epoch * self.batch_size + row
-      index[index >= self.num_examples] = -1
-      return np.zeros_like(index), index
-    epoch, place = np.divmod(
-      np.int64(step) * self.batch_size + row, self.num_examples
-    )
-    return epoch, hashing.permute(place, self.num_examples, self.seed, epoch)
 
   def batch(
     self, step: int, rows: slice | None = None
@@ -177,7 +146,17 @@ class TokenDataset:
       encoder_segment_ids (0 = padding), encoder_positions: int32 [rows, L];
       encoder_loss_weights: float32 [rows, L], 1 where masked.
     """
-    epoch, index = self.examples(step, rows)
+    return self.masked(*self.examples(step, rows))
+
+  def masked(
+    self, epoch: np.ndarray, index: np.ndarray
+  ) -> dict[str, np.ndarray]:
+    """Rows by number, as they are masked in an epoch; see `batch`.
+
+    Args:
+      epoch: int array [rows].
+      index: int array [rows]; -1 is an empty row.
+    """
     original, segments, positions, maskable = self.originals(index)
     drawn = (maskable, self.mask_rate, self.seed, epoch, index)
     if self.mask_span is None:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import pathlib
+import secrets
 import shutil
 from collections.abc import Sequence
 from typing import Any
@@ -172,7 +173,8 @@ class Vocabulary:
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / 'vocabulary.model'
     if not target.exists() or target.read_bytes() != self._bytes:
-      scratch = folder / f'.vocabulary.model.{os.getpid()}'
+      unique = f'{os.getpid()}-{secrets.token_hex(4)}'
+      scratch = folder / f'.vocabulary.model.{unique}'
       scratch.write_bytes(self._bytes)
       scratch.replace(target)
     about = self.path.with_suffix('.json')

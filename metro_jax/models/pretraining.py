@@ -18,7 +18,7 @@ from metro_jax.errors import UserError
 from metro_jax.models import prediction
 from metro_jax.models.base import Batch, Metrics, Params
 from metro_jax.modules import EncoderDecoder, TransformerConfig
-from metro_jax.pretrain import MLM, MaskedTokens, Pretrainer
+from metro_jax.pretrain import MLM, Corrupted, MaskedTokens, Pretrainer
 
 _STREAMS = ('dropout', 'sample')
 
@@ -103,6 +103,31 @@ class PretrainingModel:
       train,
       normalizers,
       rngs=_split(rng, _STREAMS),
+    )
+
+  def corrupt_batch(
+    self,
+    params: Params,
+    batch: Batch,
+    rng: jax.Array,
+    progress: jax.Array | float,
+  ) -> Corrupted:
+    """What `loss_fn` with this key would have the main model read.
+
+    Args:
+      params: those of the auxiliary are enough, if it shares none.
+      batch: as of `loss_fn`.
+      rng: key of all draws.
+      progress: fraction of training that has passed, 0..1.
+    """
+
+    def corrupt(pretrainer: Pretrainer, batch: Batch) -> Corrupted:
+      masked = MaskedTokens.from_batch(batch, pretrainer.max_predictions)
+      return pretrainer.corrupt(masked, progress, train=True)
+
+    rngs = _split(rng, _STREAMS)
+    return self.pretrainer.apply(
+      {'params': params}, batch, rngs=rngs, method=corrupt
     )
 
   def predict_batch(

@@ -14,7 +14,7 @@ from metro_jax.errors import UserError
 # Gin writes a configurable as `module.name`, shortened at its pleasure.
 _MAY_CHANGE = re.compile(
   r'(MODEL_DIR|TRAIN_STEPS|EVAL_STEPS|\w+_PERIOD|KEEP|NUM_MICROBATCHES'
-  r'|ZERO_STAGE|DATA_DIR'
+  r'|ZERO_STAGE|DATA_DIR|STREAM_DIR'
   r'|([\w./]+\.)?(Partitioner|CheckpointConfig|evaluate)\.\w+'
   r'|([\w./]+\.)?TokenDataset\.data_dir'
   r'|([\w.]+\.)?train\.(train_steps|\w+_period|eval_steps|eval_datasets'
