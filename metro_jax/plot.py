@@ -204,10 +204,10 @@ def _draw_panel(axis: Any, panel: Panel, runs: Sequence[Run]) -> None:
     for series in run.held_out.values():
       steps, values = series.get(panel.metric, ([], []))
       axis.plot(steps, values, 'o', color=colour, ms=4.5, mfc='white', mew=1.3)
-  _dress(axis, panel)
+  dress(axis, panel)
 
 
-def _dress(axis: Any, panel: Panel) -> None:
+def dress(axis: Any, panel: Panel) -> None:
   """Title, units, ticks; nothing that is not read."""
   from matplotlib import ticker
 
