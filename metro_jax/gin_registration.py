@@ -47,6 +47,7 @@ _PARTS = {
   ),
   'training': (
     training.CheckpointConfig,
+    training.Guard,
     training.Partitioner,
     training.adamw,
     training.constant,
@@ -54,6 +55,7 @@ _PARTS = {
     training.linear_warmup_decay,
     training.rsqrt,
     training.train,
+    training.width_factor,
   ),
 }
 

@@ -7,8 +7,9 @@ optimizers and schedules need nothing but jax, flax and optax.
 
 from metro_jax.training.checkpoints import CheckpointConfig, Checkpointer
 from metro_jax.training.evaluation import Evaluator, evaluate
+from metro_jax.training.guards import Guard, NoGuard
 from metro_jax.training.loop import TrainResult, train
-from metro_jax.training.optimizers import Optimizer, adamw
+from metro_jax.training.optimizers import Optimizer, adamw, width_factor
 from metro_jax.training.partitioning import (
   DEFAULT_RULES,
   Partitioner,
@@ -27,7 +28,9 @@ __all__ = [
   'evaluate',
   'Evaluator',
   'find_checkpoint',
+  'Guard',
   'linear_warmup_decay',
+  'NoGuard',
   'Optimizer',
   'Partitioner',
   'restore_params',
@@ -35,5 +38,6 @@ __all__ = [
   'train',
   'TrainResult',
   'TrainState',
+  'width_factor',
   'zero_spec',
 ]
