@@ -9,7 +9,12 @@ from metro_jax.training.checkpoints import CheckpointConfig, Checkpointer
 from metro_jax.training.evaluation import Evaluator, evaluate
 from metro_jax.training.guards import Guard, NoGuard
 from metro_jax.training.loop import TrainResult, train
-from metro_jax.training.optimizers import Optimizer, adamw, width_factor
+from metro_jax.training.optimizers import (
+  Optimizer,
+  adamw,
+  muon,
+  width_factor,
+)
 from metro_jax.training.partitioning import (
   DEFAULT_RULES,
   Partitioner,
@@ -30,6 +35,7 @@ __all__ = [
   'find_checkpoint',
   'Guard',
   'linear_warmup_decay',
+  'muon',
   'NoGuard',
   'Optimizer',
   'Partitioner',
