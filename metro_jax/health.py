@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 Line = Mapping[str, float]
 
 RECENT = 5  # Lines whose mean counts.
-# Steps after which a run has found its way, or half of a shorter run.
-_SETTLED = 20_000
+# Steps after which a run has found its way; half of a run that is shorter, but
+# not fewer than the second number.
+_SETTLED, _LEAST_SETTLED = 20_000, 500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +85,8 @@ class History:
 
   def settled(self) -> bool:
     """Whether the run should have found its way by now."""
-    return self.step >= min(_SETTLED, self.train_steps / 2)
+    half = min(_SETTLED, self.train_steps / 2)
+    return self.step >= max(half, _LEAST_SETTLED)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -106,7 +106,7 @@ def test_page(tmp_path):
   assert re.search(r'main_over_auxiliary/rtd</td><td>0.7</td>', text)
   # Each drawing has ids of its own.
   ids = re.findall(r' id="([^"]+)"', text)
-  clips = [i for i in ids if i.startswith('p')]
+  clips = [i for i in ids if re.fullmatch('p[0-9a-f]{10}', i)]
   assert clips and len(set(clips)) == len(clips)
 
 

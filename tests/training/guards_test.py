@@ -187,7 +187,8 @@ def calm(tmp_path_factory):
 def test_a_guard_changes_nothing_when_nothing_happens(calm, tmp_path):
   folder, state = calm
   assert_equal(train(tmp_path, guard=None).state, state)
-  assert logged(tmp_path) == logged(folder)
+  for left, right in zip(logged(tmp_path), logged(folder), strict=True):
+    assert left == pytest.approx(right, rel=1e-5)  # Norms may fuse otherwise.
   assert not events(folder)
   assert {line['refused_steps'] for line in logged(folder)} == {0.0}
 

@@ -142,7 +142,10 @@ def test_rate_factors_are_of_the_first_pattern_and_not_of_the_decay():
   for name, factor in factors.items():
     part, leaf = name.split('/')
     expected = oracle(name, [1e-2] * 3, 0.1, np.inf, ALL, factor)
-    np.testing.assert_allclose(params[part][leaf], expected, rtol=1e-6)
+    # Three fp32 updates of at most 3e-2 each, on values of at most 4.
+    np.testing.assert_allclose(
+      params[part][leaf], expected, rtol=4 * np.finfo(np.float32).eps, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize(
