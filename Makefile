@@ -18,11 +18,13 @@ INSTALLED := $(VENV)/.installed$(addprefix -,$(EXTRAS))
 INSTALLED_TEST := $(INSTALLED)-test
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-test quickstart test test-slow lint format clean
+.PHONY: help install install-test quickstart test test-slow fault-test lint \
+  format clean
 
 help:
 	@sed -n 's/^# \{0,1\}\(make .*\)/\1/p; s/^# \(An.*:.*\)/\1/p' Makefile
 	@echo 'make test-slow    the tests that take minutes each'
+	@echo 'make fault-test   kills, broken disks and NaNs; prints a table'
 	@echo 'make lint         ruff check and format check;  make format mends'
 	@echo 'make clean        remove .venv, caches and runs/quickstart'
 
@@ -51,6 +53,9 @@ test: $(INSTALLED_TEST)
 
 test-slow: $(INSTALLED_TEST)
 	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
+
+fault-test: $(INSTALLED_TEST)
+	$(BIN)/python -m pytest -s -m slow tests/end_to_end/faults_test.py $(PYTEST_FLAGS)
 
 lint: $(INSTALLED_TEST)
 	$(BIN)/ruff check .

@@ -25,6 +25,7 @@ import gin
 import jax
 from absl import flags
 
+from metro_jax import gin_safety
 from metro_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -44,6 +45,15 @@ _GIN_BINDINGS = flags.DEFINE_multi_string(
 )
 _SEARCH_PATHS = flags.DEFINE_list(
   'gin_search_paths', [], 'More folders to look gin files up in.'
+)
+_SAFE_GIN = flags.DEFINE_bool(
+  'safe_gin',
+  False,
+  'Refuse gin files that import anything but this project, or name what it has'
+  ' not registered. For files that you have not written yourself.',
+)
+_SAFE_IMPORTS = flags.DEFINE_list(
+  'safe_gin_imports', [], 'Packages that --safe_gin lets pass besides.'
 )
 _TFDS = flags.DEFINE_string(
   'tfds_data_dir', None, 'Where TFDS corpora were prepared ($TFDS_DATA_DIR).'
@@ -213,6 +223,8 @@ def _read_config(entry: str, run_file: str) -> None:
   for path in (str(ROOT), str(ROOT / 'gin_configs'), *_SEARCH_PATHS.value):
     gin.add_config_file_search_path(path)
   _parse_file(run_file)
+  if _SAFE_GIN.value:
+    gin_safety.restrict(gin.config, _SAFE_IMPORTS.value)
   files = list(_GIN_FILE.value)
   if entry == 'training.evaluate':
     files.insert(0, str(_trained_config()))

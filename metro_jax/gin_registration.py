@@ -72,6 +72,7 @@ _PARTS = {
   'offline': (offline.corrupt,),
   'training': (
     training.CheckpointConfig,
+    training.Guard,
     training.PartialCheckpoint,
     training.Partitioner,
     training.adamw,
@@ -81,6 +82,7 @@ _PARTS = {
     training.muon,
     training.rsqrt,
     training.train,
+    training.width_factor,
   ),
 }
 

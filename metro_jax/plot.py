@@ -237,7 +237,7 @@ def _draw_panel(axis: Any, panel: Panel, runs: Sequence[Run]) -> None:
         axis.plot(
           steps, values, 'o', color=colour, ms=4.5, mfc='white', mew=1.3
         )
-  _dress(axis, panel)
+  dress(axis, panel)
   if len(names) > 1:
     _name_lines(axis, styles)
 
@@ -261,7 +261,7 @@ def _plain(name: str) -> str:
   return name.replace('_', ' ')
 
 
-def _dress(axis: Any, panel: Panel) -> None:
+def dress(axis: Any, panel: Panel) -> None:
   """Title, units, ticks; nothing that is not read."""
   from matplotlib import ticker
 

@@ -53,8 +53,10 @@ ALLOWED = {
     'metro_jax.models.base',
     'metro_jax.metrics',
     'metro_jax.flops',
+    'metro_jax.health',
     'metro_jax.errors',
   },
+  'metro_jax.health': set(),
   'tasks': {'tasks', 'metro_jax.data', 'metro_jax.errors'},
 }
 

@@ -3,6 +3,7 @@
 
 import contextlib
 import errno
+import glob
 import os
 import pathlib
 import secrets
@@ -80,7 +81,10 @@ def disk_errors(
 
 @contextlib.contextmanager
 def lock(path: pathlib.Path) -> Iterator[None]:
-  """Only one process at a time builds `path`; the others wait here."""
+  """Only one process at a time builds `path`; the others wait here.
+
+  What a killed builder has left is removed.
+  """
   with disk_errors(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.with_name(f'.{path.name}.lock').open('w')
@@ -96,7 +100,10 @@ def lock(path: pathlib.Path) -> Iterator[None]:
       say(f'waiting for another process that builds {path}')
       fcntl.flock(file, fcntl.LOCK_EX)
     except OSError:  # A file system without locks.
-      pass
+      yield
+      return
+    for left in path.parent.glob(f'.{glob.escape(path.name)}.*.building'):
+      shutil.rmtree(left, ignore_errors=True)
     yield
 
 

@@ -161,6 +161,12 @@ class SpanCorruption:
     """Where the stream is before `step`: epoch, and example within it."""
     return self.dataset.position(step)
 
+  def examples(
+    self, step: int, rows: slice | None = None
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Epoch and row number of the rows of a batch, int64 [rows] each."""
+    return self.dataset.examples(step, rows)
+
   def save_assets(self, model_dir: str | os.PathLike) -> None:
     """Copies vocabulary.model there, with a JSON of what it is."""
     self.dataset.save_assets(model_dir)

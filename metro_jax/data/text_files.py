@@ -44,6 +44,9 @@ class TextFiles:
     invalid_utf8: 'replace' the invalid bytes (they are counted and become
       spaces), or stop with an 'error'.
     validation_fraction: share of the documents held out, chosen by their hash.
+    broken_fraction: share of the files that may be broken archives. What can be
+      read of them is used, by whole megabytes, and each is named; one more
+      stops with an error.
   """
 
   patterns: str | Sequence[str]
@@ -51,6 +54,7 @@ class TextFiles:
   json_key: str = 'text'
   invalid_utf8: str = 'replace'
   validation_fraction: float = 0.01
+  broken_fraction: float = 0.01
 
   def __post_init__(self):
     given = self.patterns
@@ -64,11 +68,12 @@ class TextFiles:
           f'TextFiles.{name} = {getattr(self, name)!r}: choose one of'
           f' {", ".join(allowed)}'
         )
-    if not 0 <= self.validation_fraction < 1:
-      raise UserError(
-        f'TextFiles.validation_fraction = {self.validation_fraction}: give a'
-        ' fraction from 0 to below 1'
-      )
+    for name in ('validation_fraction', 'broken_fraction'):
+      if not 0 <= getattr(self, name) < 1:
+        raise UserError(
+          f'TextFiles.{name} = {getattr(self, name)}: give a fraction from 0 to'
+          ' below 1'
+        )
     object.__setattr__(self, '_counter', _Counter())
 
   @property
@@ -80,6 +85,11 @@ class TextFiles:
   def invalid(self) -> int:
     """How many invalid UTF-8 sequences the last reading replaced."""
     return self._counter.count
+
+  @property
+  def broken(self) -> int:
+    """How many broken archives the last reading met."""
+    return self._counter.broken
 
   def paths(self) -> list[pathlib.Path]:
     """The files, sorted, each once."""
@@ -117,17 +127,32 @@ class TextFiles:
     Args:
       split: None for all, else 'train' or 'validation'.
     """
-    self._counter.count = 0
+    self._counter.count = self._counter.broken = 0
     some = False
-    for path in self.paths():
-      for text in self._file_documents(path):
-        if split is None or split == self.split_of(hashing.text_hash(text)):
-          some = True
-          yield text
+    paths = self.paths()
+    for path in paths:
+      try:
+        for text in self._file_documents(path):
+          if split is None or split == self.split_of(hashing.text_hash(text)):
+            some = True
+            yield text
+      except _BrokenArchiveError as error:
+        self._tolerate(error, len(paths))
     if not some:
       where = ', '.join(self.patterns)
       which = 'text' if split is None else f'{split} text'
       raise UserError(f'text files {where}: no {which} in them (TEXT_FILES)')
+
+  def _tolerate(self, error: '_BrokenArchiveError', files_: int) -> None:
+    """Goes on without the rest of an archive, unless too many are broken."""
+    self._counter.broken += 1
+    allowed = int(self.broken_fraction * files_)
+    if self._counter.broken > allowed:
+      raise UserError(
+        f'{error}; of {files_} files {allowed} may be broken'
+        ' (TextFiles.broken_fraction)'
+      ) from error
+    files.say(f'warning: {error}: the rest of it is left out')
 
   def split_of(self, text_hash: int) -> str:
     """'train' or 'validation', by a document's 64-bit hash."""
@@ -156,7 +181,7 @@ class TextFiles:
       with opener(path, 'rb') as file:
         yield from decode.blocks(file)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-      raise UserError(
+      raise _BrokenArchiveError(
         f'text file {path}: broken gzip ({error}); make it anew or leave it'
         ' out of TEXT_FILES'
       ) from error
@@ -186,10 +211,15 @@ class TextFiles:
       yield from bounded(text)
 
 
-class _Counter(threading.local):
-  """How many invalid sequences were replaced; not part of a corpus's value."""
+class _BrokenArchiveError(UserError):
+  """A file that cannot be read to its end."""
 
-  count = 0
+
+class _Counter(threading.local):
+  """What was wrong in the last reading; not part of a corpus's value."""
+
+  count = 0  # Invalid sequences that were replaced.
+  broken = 0  # Archives that could not be read to their end.
 
   def __eq__(self, other: object) -> bool:
     return isinstance(other, _Counter)

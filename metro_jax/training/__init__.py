@@ -7,8 +7,14 @@ optimizers and schedules need nothing but jax, flax and optax.
 
 from metro_jax.training.checkpoints import CheckpointConfig, Checkpointer
 from metro_jax.training.evaluation import Evaluator, evaluate
+from metro_jax.training.guards import Guard, NoGuard
 from metro_jax.training.loop import TrainResult, train
-from metro_jax.training.optimizers import Optimizer, adamw, muon
+from metro_jax.training.optimizers import (
+  Optimizer,
+  adamw,
+  muon,
+  width_factor,
+)
 from metro_jax.training.partial import PartialCheckpoint
 from metro_jax.training.partitioning import (
   DEFAULT_RULES,
@@ -28,8 +34,10 @@ __all__ = [
   'evaluate',
   'Evaluator',
   'find_checkpoint',
+  'Guard',
   'linear_warmup_decay',
   'muon',
+  'NoGuard',
   'Optimizer',
   'PartialCheckpoint',
   'Partitioner',
@@ -38,5 +46,6 @@ __all__ = [
   'train',
   'TrainResult',
   'TrainState',
+  'width_factor',
   'zero_spec',
 ]

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints: all that a run needs to go on as if it had never stopped.
 
-`MODEL_DIR/checkpoint_<step>/` holds three items: `state` (T5X's tree: `target`
-parameters, `state` step and slots), `dataset` (what data, and where in it) and
+`MODEL_DIR/checkpoint_<step>/` holds four items: `state` (T5X's tree: `target`
+parameters, `state` step and slots), `dataset` (what data, and where in it),
 `window` (the metrics summed since they were last logged, so that a logged
-value does not depend on where a run was cut). Orbax writes in the background
-into a temporary folder and renames it, so a folder with the final name is
-whole unless the disk lost something later; restoring then falls back to the
-one before.
+value does not depend on where a run was cut) and `guard` (what the guard
+remembers). Orbax writes in the background into a temporary folder; the last
+file there is the seal, with checksums of the others, and then the folder gets
+its name. So a folder with the final name was whole once; if it no longer
+agrees with its seal, restoring falls back to the one before.
 """
 
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 import re
@@ -24,7 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from metro_jax.errors import UserError
-from metro_jax.training import orbax_noise, restore
+from metro_jax.training import integrity, orbax_noise, restore
 from metro_jax.training.restore import PREFIX
 from metro_jax.training.state import TrainState, named_leaves
 
@@ -66,11 +68,13 @@ class Checkpoint:
     state: The train state, sharded as asked.
     dataset: JSON of the data's identity and position.
     window: The metrics summed since they were last logged, as NumPy leaves.
+    guard: What the guard remembers, as NumPy leaves; `state` lacks it.
   """
 
   state: TrainState
   dataset: Mapping[str, Any]
   window: list[np.ndarray]
+  guard: list[np.ndarray]
 
 
 class Checkpointer:
@@ -90,6 +94,7 @@ class Checkpointer:
     self._config = config
     self._notify = notify
     orbax_noise.silence()
+    self._failure: OSError | None = None  # Of the last save that failed.
     self._manager = self._open()
 
   def _open(self) -> ocp.CheckpointManager:
@@ -97,10 +102,15 @@ class Checkpointer:
       step_prefix=PREFIX,
       max_to_keep=self._config.keep,
       keep_period=self._config.keep_period,
-      enable_async_checkpointing=self._config.asynchronous,
+      async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
       cleanup_tmp_directories=True,
     )
     return ocp.CheckpointManager(self.directory, options=options)
+
+  def _seal(self) -> None:
+    # Called on the first host, when the temporary folder is complete.
+    for folder in self.directory.glob(f'{PREFIX}_*.orbax-checkpoint-tmp*'):
+      integrity.seal(folder)
 
   def save(
     self, state: TrainState, dataset: Mapping[str, Any], window: PyTree
@@ -126,11 +136,14 @@ class Checkpointer:
       state=ocp.args.StandardSave(state.to_tree()),
       dataset=ocp.args.JsonSave(dict(dataset)),
       window=ocp.args.JsonSave(_encode(window)),
+      guard=ocp.args.JsonSave(_encode(state.guard)),
     )
     try:
       self._manager.save(step, args=items, force=True)
     except (OSError, ValueError) as error:
       self._recover(step, error)
+    if not self._config.asynchronous:
+      self.wait()
 
   def save_final(
     self, state: TrainState, dataset: Mapping[str, Any], window: PyTree
@@ -142,9 +155,17 @@ class Checkpointer:
     """
     step = int(state.step)
     self.wait()
-    if step not in self.steps():
-      self.save(state, dataset, window)
-      self.wait()
+
+    def attempt() -> None:
+      self._failure = None
+      if step not in self.steps():
+        self.save(state, dataset, window)
+        self.wait()
+      if self._failure:
+        raise self._failure
+
+    with contextlib.suppress(OSError):
+      integrity.persistently(attempt, self._notify)
     if step not in self.steps():
       raise UserError(
         f'{PREFIX}_{step}, the last of this run, is not in {self.directory};'
@@ -165,6 +186,7 @@ class Checkpointer:
       self.wait()
 
   def _recover(self, step: int | None, error: Exception) -> None:
+    self._failure = error if isinstance(error, OSError) else None
     # The manager has lost count of what it was to delete. A new one reads the
     # folder afresh, and removes the unfinished checkpoint.
     with contextlib.suppress(OSError, ValueError):
@@ -205,7 +227,9 @@ class Checkpointer:
     broken: dict[int, Exception] = {}
     for step in reversed(self.steps()):
       try:
-        checkpoint = self._restore_step(step, like)
+        checkpoint = integrity.persistently(
+          functools.partial(self._restore_step, step, like), self._notify
+        )
       except (UserError, MemoryError, jax.errors.JaxRuntimeError):
         raise  # Not the checkpoint's fault.
       except Exception as error:
@@ -226,17 +250,26 @@ class Checkpointer:
   def _restore_step(self, step: int, like: TrainState) -> Checkpoint:
     # Another model must not be taken for a broken checkpoint.
     folder = self.directory / f'{PREFIX}_{step}'
+    integrity.check(folder)
     saved = restore.saved_params(folder)
     restore.check_matches(folder, saved, named_leaves(like.params))
+    texts = ['dataset', 'window', 'guard']
     items = ocp.args.Composite(
       state=ocp.args.StandardRestore(like.to_tree()),
-      dataset=ocp.args.JsonRestore(),
-      window=ocp.args.JsonRestore(),
+      **{name: ocp.args.JsonRestore() for name in texts},
     )
     restored = self._manager.restore(step, args=items)
     # Read errors may come late, when an array is first used.
     state = jax.block_until_ready(TrainState.from_tree(restored.state))
-    return Checkpoint(state, restored.dataset, _decode(restored.window))
+    window, guard = _decode(restored.window), _decode(restored.guard)
+    return Checkpoint(state, restored.dataset, window, guard)
+
+  def go_back(self, step: int) -> None:
+    """Removes the checkpoints after a step: the run has left that path."""
+    self.wait()
+    for later in self.steps():
+      if later > step:
+        self._manager.delete(later)
 
   def _put_aside(self, step: int, good: int, error: Exception) -> None:
     if jax.process_index() == 0:

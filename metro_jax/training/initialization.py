@@ -6,7 +6,6 @@ device ever holds it whole.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,10 +15,12 @@ import numpy as np
 import optax
 
 from metro_jax.models.base import Model
+from metro_jax.training import guards
 from metro_jax.training import step as step_lib
 from metro_jax.training.partitioning import Partitioner
 from metro_jax.training.prefetch import Dataset
 from metro_jax.training.state import TrainState, unbox
+from metro_jax.training.step import zeros_like
 
 PyTree = Any
 
@@ -53,12 +54,15 @@ def make_layout(
   optimizer: optax.GradientTransformation,
   dataset: Dataset,
   partitioner: Partitioner,
+  guard: guards.StepGuard | None = None,
 ) -> Layout:
   """Plans a state without making it."""
+  guard = guard or guards.NoGuard()
   batch = batch_spec(dataset, partitioner.batch_shards)
   boxed = jax.eval_shape(model.init, jax.random.key(0), batch)
   state = jax.eval_shape(
-    functools.partial(TrainState.create, optimizer=optimizer), unbox(boxed)
+    lambda params: TrainState.create(params, optimizer, guard.init()),
+    unbox(boxed),
   )
   shardings = partitioner.state_shardings(boxed, state)
   state = jax.tree.map(
@@ -90,7 +94,7 @@ def initial_state(
   def create(rng: jax.Array) -> TrainState:
     batch = {k: jnp.zeros(x.shape, x.dtype) for k, x in spec.items()}
     params = unbox(model.init(rng, batch))
-    return TrainState.create(params, optimizer)
+    return TrainState.create(params, optimizer, zeros_like(layout.state.guard))
 
   create = jax.jit(create, out_shardings=layout.shardings)
   return create(jax.random.key(random_seed))
@@ -104,6 +108,7 @@ def compile_step(
   layout: Layout,
   num_microbatches: int,
   random_seed: int,
+  guard: guards.StepGuard | None = None,
 ) -> tuple[Callable[..., Any], Callable[[], PyTree]]:
   """Compiles the train step before the first batch is there.
 
@@ -117,6 +122,7 @@ def compile_step(
     num_microbatches=num_microbatches,
     random_seed=random_seed,
     gradient_shardings=partitioner.gradient_shardings(layout.boxed),
+    guard=guard,
   )
   batch = {
     name: jax.ShapeDtypeStruct(
@@ -135,23 +141,31 @@ def compile_step(
     donate_argnums=(0, 1),
     out_shardings=(layout.shardings, everywhere, everywhere),
   )
-  empty_window = jax.jit(
-    lambda: step_lib.zeros_like(shapes), out_shardings=everywhere
-  )
+  empty_window = jax.jit(lambda: zeros_like(shapes), out_shardings=everywhere)
   return jitted.lower(layout.state, window, batch).compile(), empty_window
 
 
-def restore_window(window: PyTree, leaves: list[np.ndarray]) -> PyTree:
-  """Puts saved metrics into an empty window.
+def empty_guard(
+  layout: Layout, partitioner: Partitioner
+) -> Callable[[], PyTree]:
+  """A function that makes the memory of a guard which has seen nothing."""
+  return jax.jit(
+    lambda: zeros_like(layout.state.guard),
+    out_shardings=partitioner.replicated,
+  )
 
-  A model that reports other metrics than before starts a new window: they are
-  for reading, and no reason to refuse to go on.
+
+def refill(empty: PyTree, leaves: list[np.ndarray]) -> PyTree:
+  """Puts saved leaves, of a metrics window or a guard, into an empty one.
+
+  A model that reports other metrics than before starts a new window, another
+  guard a new memory: no reason to refuse to go on.
   """
-  empty, structure = jax.tree.flatten(window)
-  fits = [(x.shape, x.dtype) for x in empty] == [
+  like, structure = jax.tree.flatten(empty)
+  fits = [(x.shape, x.dtype) for x in like] == [
     (x.shape, x.dtype) for x in leaves
   ]
   if not fits:
-    return window
-  shardings = [x.sharding for x in empty]
+    return empty
+  shardings = [x.sharding for x in like]
   return jax.tree.unflatten(structure, jax.device_put(leaves, shardings))

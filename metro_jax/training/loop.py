@@ -1,48 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop, to be read from top to bottom.
+"""A training run from its start to its end, to be read from top to bottom.
 
-What makes a run repeatable to the bit, whatever happens to its process: the
-batch is a function of the step, the key is a function of (seed, step), and a
-checkpoint holds the state together with the metrics that were summed but not
-yet logged. At any step the order is log, evaluate, save; so what a checkpoint
-follows is on disk before it.
+The loop over steps is in `leg`. A run is one leg, unless its guard sends it
+back to a checkpoint: another leg starts there, with other batches.
 """
 
 import contextlib
 import dataclasses
-import functools
 import pathlib
 import signal as signals
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 
 import jax
 import optax
 
 from metro_jax import flops as flops_lib
-from metro_jax import metrics as metrics_lib
+from metro_jax import health
 from metro_jax.models.base import Model
-from metro_jax.training import checks, info, initialization, restore
+from metro_jax.training import (
+  checks,
+  guards,
+  info,
+  initialization,
+  lock,
+  restore,
+)
 from metro_jax.training.checkpoints import (
   Checkpoint,
   CheckpointConfig,
   Checkpointer,
 )
 from metro_jax.training.evaluation import Evaluation
+from metro_jax.training.leg import Run
 from metro_jax.training.meter import Meter
 from metro_jax.training.partial import PartialCheckpoint
 from metro_jax.training.partitioning import Partitioner
 from metro_jax.training.preemption import StopSignal
-from metro_jax.training.prefetch import Dataset, device_batches
+from metro_jax.training.prefetch import Dataset
 from metro_jax.training.profiling import Profiler
 from metro_jax.training.progress import DEFAULT_COLUMNS, Progress
+from metro_jax.training.recovery import Course, Rollback
 from metro_jax.training.state import TrainState
-from metro_jax.training.summaries import MetricWriter
-
-# Steps that the host may be ahead of the devices. Enough to keep them busy,
-# few enough that a request to stop is heard at once.
-IN_FLIGHT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +72,8 @@ def train(
   stats_period: int = 100,
   partitioner: Partitioner | None = None,
   checkpoints: CheckpointConfig | None = None,
+  guard: guards.StepGuard | None = None,
+  alarms: Sequence[health.Alarm] = health.ALARMS,
   num_microbatches: int = 1,
   random_seed: int = 0,
   initial_checkpoint_path: str | None = None,
@@ -97,6 +98,9 @@ def train(
     stats_period: Steps between log lines.
     partitioner: Mesh and ZeRO stage; all devices on `data` by default.
     checkpoints: When to save and what to keep.
+    guard: Refuses steps that would do harm, see `guards`; None takes all.
+    alarms: What to look for in the logged metrics; they warn, and change
+      nothing.
     num_microbatches: Parts of a batch whose gradients are added up.
     random_seed: Of initial values and dropout. Data have their own.
     initial_checkpoint_path: Where to take parameters from when `model_dir`
@@ -127,7 +131,7 @@ def train(
     # What there is to train, and how it lies on the devices.
     # ------------------------------------------------------------------
     layout = initialization.make_layout(
-      model, optimizer, train_dataset, partitioner
+      model, optimizer, train_dataset, partitioner, guard
     )
     evaluation = Evaluation(
       model, eval_datasets or {}, partitioner, eval_steps, progress
@@ -137,6 +141,8 @@ def train(
       progress.note(page)
       return TrainResult(None, 0)
     checks.check_assets(train_dataset, model_dir)
+    lock.hold(model_dir, progress.note)
+    stack.callback(lock.release, model_dir)
     checkpointer = Checkpointer(model_dir, checkpoints, progress.note)
     stack.callback(checkpointer.close)
 
@@ -166,24 +172,10 @@ def train(
       )
       return TrainResult(state, first_step)
     progress.note(_start_line(first_step, train_steps, restored, model_dir))
-
-    # ------------------------------------------------------------------
-    # What is written: parameter table, vocabulary, metrics.
-    # ------------------------------------------------------------------
     checks.write_assets(train_dataset, model_dir, page)
-    open_writer = functools.partial(
-      MetricWriter,
-      resume_step=first_step,
-      tensorboard=tensorboard,
-      notify=progress.note,
-    )
-    writer = open_writer(pathlib.Path(model_dir) / 'train')
-    stack.callback(writer.close)
-    evaluation.open(pathlib.Path(model_dir) / 'training_eval', open_writer)
-    stack.callback(evaluation.close)
 
     # ------------------------------------------------------------------
-    # The compiled step, the clock and the stream of batches.
+    # The compiled step, and what all legs of the run have in common.
     # ------------------------------------------------------------------
     started = time.monotonic()
     train_step, empty_window = initialization.compile_step(
@@ -194,67 +186,53 @@ def train(
       layout,
       num_microbatches,
       random_seed,
+      guard,
     )
     progress.note(f'compiled in {time.monotonic() - started:.1f} s')
-    window = empty_window()
-    if restored:
-      window = initialization.restore_window(window, restored.window)
-      if first_step % eval_period == 0:
-        evaluation.run(state, stop)  # Does nothing if it has been done.
-    batches = device_batches(
-      train_dataset, partitioner.batch_sharding, range(first_step, train_steps)
-    )
-    stack.callback(batches.close)
     profiler = Profiler(model_dir, first_step, profile_steps)
     stack.callback(profiler.close)
-    meter = Meter(
-      train_dataset.batch_size,
-      train_dataset.batch_size * train_dataset.length,
-      _flops_per_step(model, train_dataset),
-      _peak_flops(),
+    run = Run(
+      folder=pathlib.Path(model_dir),
+      dataset=train_dataset,
+      identity=identity,
+      train_steps=train_steps,
+      stats_period=stats_period,
+      eval_period=eval_period,
+      save_period=checkpoints.period,
+      tensorboard=tensorboard,
+      train_step=train_step,
+      empty_window=empty_window,
+      empty_guard=initialization.empty_guard(layout, partitioner),
+      guard=guard or guards.NoGuard(),
+      alarms=alarms,
+      partitioner=partitioner,
+      checkpointer=checkpointer,
+      evaluation=evaluation,
+      progress=progress,
+      profiler=profiler,
+      stop=stop,
+      meter=Meter(
+        train_dataset.batch_size,
+        train_dataset.batch_size * train_dataset.length,
+        _flops_per_step(model, train_dataset),
+        _peak_flops(),
+      ),
     )
 
     # ------------------------------------------------------------------
-    # The loop. Nothing in it waits for the devices but what is due.
+    # Leg after leg; nearly always there is one.
     # ------------------------------------------------------------------
-    meter.start(first_step)
-    losses: deque[jax.Array] = deque()
-    for index, batch in enumerate(batches, first_step):
-      with jax.profiler.StepTraceAnnotation('train', step_num=index):
-        state, window, loss = train_step(state, window, batch)
-      losses.append(loss)
-      if len(losses) > IN_FLIGHT:
-        losses.popleft().block_until_ready()
-
-      step = index + 1
-      last = step == train_steps
-      stopping = stop.requested(step)
-      profiler.advance(step)
-      progress.advance(step)
-
-      if step % stats_period == 0 or last:
-        metrics = metrics_lib.compute(jax.device_get(window))
-        filled = metrics.get('non_padding_fraction/overall', 1.0)
-        rates = meter.read(step, filled)
-        writer.write(step, {**metrics, **rates})
-        progress.report(step, metrics, rates)
-        checkpointer.poll()
-        window = empty_window()
-
-      if (step % eval_period == 0 or last) and not stopping:
-        with meter.paused():
-          evaluation.run(state, stop)
-
-      if step % checkpoints.period == 0 or last or stopping:
-        with meter.paused():
-          position = dict(train_dataset.position(step))
-          save = (
-            checkpointer.save_final if last or stopping else (checkpointer.save)
-          )
-          save(state, {**identity, 'position': position}, window)
-
-      if stopping:
+    course = Course.of(restored)
+    while True:
+      try:
+        state, step = run.leg(state, restored, course)
         break
+      except Rollback as back:
+        course = back.course
+      # Not in the handler, which still holds the state that is given up.
+      checkpointer.go_back(course.target)
+      restored = checkpointer.restore(layout.state)
+      state = restored.state
 
     signal = stop.received if step < train_steps else None
     progress.note(_end_line(step, train_steps, signal, model_dir))

@@ -8,17 +8,18 @@ import pathlib
 import re
 
 from metro_jax.errors import UserError
+from metro_jax.training import lock
 
 # What may change between two starts of one run: how long it is, how often it
 # tells and saves, and on what it runs; not what is trained on what.
 # Gin writes a configurable as `module.name`, shortened at its pleasure.
 _MAY_CHANGE = re.compile(
   r'(MODEL_DIR|TRAIN_STEPS|EVAL_STEPS|\w+_PERIOD|KEEP|NUM_MICROBATCHES'
-  r'|ZERO_STAGE|DATA_DIR|STREAM_DIR'
-  r'|([\w./]+\.)?(Partitioner|CheckpointConfig|evaluate)\.\w+'
+  r'|ZERO_STAGE|DATA_DIR|STREAM_DIR|GUARD'
+  r'|([\w./]+\.)?(Partitioner|CheckpointConfig|Guard|evaluate)\.\w+'
   r'|([\w./]+\.)?TokenDataset\.data_dir'
   r'|([\w.]+\.)?train\.(train_steps|\w+_period|eval_steps|eval_datasets'
-  r'|partitioner|checkpoints|num_microbatches|columns|tensorboard'
+  r'|partitioner|checkpoints|guard|alarms|num_microbatches|columns|tensorboard'
   r'|profile_steps|dry_run|model_dir))'
 )
 
@@ -26,15 +27,18 @@ _MAY_CHANGE = re.compile(
 def claim(model_dir: str, text: str) -> None:
   """Writes MODEL_DIR/config.gin, unless the folder is another run's.
 
+  From here on this process is the folder's only writer.
+
   Args:
     model_dir: The folder; it is made if need be.
     text: The whole configuration, in gin's syntax.
 
   Raises:
-    UserError: naming the bindings that differ.
+    UserError: naming the bindings that differ, or who writes there.
   """
   path = pathlib.Path(model_dir) / 'config.gin'
   try:
+    lock.hold(model_dir)
     # Without a checkpoint there is no run yet, only an attempt.
     if path.exists() and any(path.parent.glob('checkpoint_*')):
       _check_same_run(path, text)

@@ -8,7 +8,7 @@ Parameters are addressed by regular expressions over slash-joined names
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -46,6 +46,8 @@ def adamw(
   clip_norm: float | None = 2.0,
   no_decay: Sequence[str] = (),
   frozen: Sequence[str] = (),
+  clip_norm_of_parts: float | None = None,
+  rate_factors: Mapping[str, float] | None = None,
 ) -> Optimizer:
   """Adam with decoupled weight decay, after clipping the global norm.
 
@@ -64,20 +66,31 @@ def adamw(
     no_decay: Names of parameters without weight decay, e.g. `.*/bias`.
     frozen: Names of parameters that stay as they are. They get no slots, and
       their gradients do not count in the clipping.
+    clip_norm_of_parts: Largest gradient norm of each part, a part being a top
+      name (`main`, `auxiliary`, ...), or None. It comes before `clip_norm`, and
+      keeps a wild part from shrinking the steps of the others.
+    rate_factors: Name (a regular expression) -> factor of the learning rate,
+      of which weight decay takes no part; the first that matches counts. See
+      `width_factor`.
 
   Returns:
     An optimizer.
   """
   schedule = _schedule(learning_rate)
-  decayed = optax.adamw(
-    schedule,
-    b1=b1,
-    b2=b2,
-    eps=epsilon,
-    weight_decay=weight_decay,
-    mask=lambda params: _unmatched(params, no_decay, 'adamw.no_decay'),
+  moments = optax.scale_by_adam(b1=b1, b2=b2, eps=epsilon)
+  if rate_factors:
+    moments = optax.chain(moments, _scale(rate_factors))
+  decayed = optax.chain(
+    moments,
+    optax.add_decayed_weights(
+      weight_decay,
+      lambda params: _unmatched(params, no_decay, 'adamw.no_decay'),
+    ),
+    optax.scale_by_learning_rate(schedule),
   )
-  return _optimizer(decayed, schedule, 'adamw', clip_norm, frozen)
+  return _optimizer(
+    decayed, schedule, 'adamw', clip_norm, frozen, clip_norm_of_parts
+  )
 
 
 def muon(
@@ -162,22 +175,84 @@ def _optimizer(
   name: str,
   clip_norm: float | None,
   frozen: Sequence[str],
+  clip_norm_of_parts: float | None = None,
 ) -> Optimizer:
   """The transformation behind clipping, on what is not frozen."""
-  if clip_norm is not None and clip_norm <= 0:
-    raise UserError(
-      f'training.{name}.clip_norm is {clip_norm}; give a positive norm, or None'
-      ' for no clipping'
-    )
+  norms = {'clip_norm': clip_norm, 'clip_norm_of_parts': clip_norm_of_parts}
+  for argument, norm in norms.items():
+    if norm is not None and norm <= 0:
+      raise UserError(
+        f'training.{name}.{argument} is {norm}; give a positive norm, or None'
+        ' for no clipping'
+      )
   clip = (
     optax.identity()
     if clip_norm is None
     else optax.clip_by_global_norm(clip_norm)
   )
+  if clip_norm_of_parts is not None:
+    clip = optax.chain(_clip_parts(clip_norm_of_parts), clip)
   transformation = optax.chain(clip, transformation)
   if frozen:
     transformation = _freeze(transformation, frozen, f'{name}.frozen')
   return Optimizer(transformation.init, transformation.update, schedule)
+
+
+def width_factor(width: int, base_width: int) -> float:
+  """What to multiply the learning rate of hidden matrices by.
+
+  With the rate of matrices between hidden layers proportional to 1 / width, and
+  that of tables, norms and biases constant, the rate that is best at one width
+  is about the best at another: muP for Adam (Yang et al. 2022, table 8), and
+  with the usual initialisation as well (Everett et al. 2024).
+
+  Args:
+    width: of the model.
+    base_width: at which the learning rate was tuned.
+
+  Returns:
+    base_width / width.
+  """
+  if base_width < 1 or width < 1:
+    raise UserError(
+      f'training.width_factor: width={width} and base_width={base_width} must'
+      ' be positive'
+    )
+  return base_width / width
+
+
+def _clip_parts(norm: float) -> optax.GradientTransformation:
+  """Clips each top name of the tree by its own norm."""
+  clip = optax.clip_by_global_norm(norm)
+
+  def update(
+    gradients: PyTree, state: optax.OptState, params: PyTree = None
+  ) -> tuple[PyTree, optax.OptState]:
+    del params
+    empty = optax.EmptyState()
+    return {k: clip.update(g, empty)[0] for k, g in gradients.items()}, state
+
+  return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+
+
+def _scale(factors: Mapping[str, float]) -> optax.GradientTransformation:
+  """Multiplies updates by the factor of the first pattern that matches."""
+
+  def update(
+    updates: PyTree, state: optax.OptState, params: PyTree = None
+  ) -> tuple[PyTree, optax.OptState]:
+    del params
+    left = jax.tree.map(lambda _: True, updates)
+    for pattern, factor in factors.items():
+      misses = _unmatched(updates, [pattern], 'adamw.rate_factors')
+      hits = jax.tree.map(lambda miss, free: free and not miss, misses, left)
+      updates = jax.tree.map(
+        lambda hit, u, f=factor: u * f if hit else u, hits, updates
+      )
+      left = jax.tree.map(lambda hit, free: free and not hit, hits, left)
+    return updates, state
+
+  return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
 
 
 def _freeze(
@@ -222,7 +297,8 @@ def _unmatched(
   for pattern in compiled:
     # A mask over what is left after freezing may rightly be empty; a pattern
     # that matches no parameter at all is a spelling mistake.
-    if argument.endswith('.frozen') and not any(map(pattern.fullmatch, names)):
+    needed = not argument.endswith('.no_decay')
+    if needed and not any(map(pattern.fullmatch, names)):
       raise UserError(
         f'training.{argument}: {pattern.pattern!r} matches no parameter;'
         f' names look like {next(iter(names), "?")!r}'

@@ -232,6 +232,7 @@ class Partitioner:
       step=self.replicated,
       params=self.param_shardings(boxed),
       opt_state=self._named(slots, state.opt_state, self.zero_stage >= 1),
+      guard=jax.tree.map(lambda _: self.replicated, state.guard),
     )
 
   def param_shardings(self, boxed: PyTree) -> PyTree:

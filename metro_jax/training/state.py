@@ -24,25 +24,35 @@ class TrainState(struct.PyTreeNode):
     step: Number of finished steps, int32 scalar.
     params: Parameters by name, fp32, without logical-axis boxes.
     opt_state: The optimizer's slots.
+    guard: What the guard remembers of earlier steps.
   """
 
   step: jax.Array
   params: PyTree
   opt_state: optax.OptState
+  guard: PyTree = ()
 
   @classmethod
   def create(
-    cls, params: PyTree, optimizer: optax.GradientTransformation
+    cls,
+    params: PyTree,
+    optimizer: optax.GradientTransformation,
+    guard: PyTree = (),
   ) -> 'TrainState':
-    """A state before the first step."""
+    """A state before the first step, with the guard's first memory."""
     return cls(
       step=jnp.zeros([], jnp.int32),
       params=params,
       opt_state=optimizer.init(params),
+      guard=guard,
     )
 
   def to_tree(self) -> dict[str, Any]:
-    """The tree that is stored: T5X's `target` and `state`."""
+    """The tree that is stored: T5X's `target` and `state`.
+
+    The guard's memory is stored beside it, so that a run may go on with
+    another guard.
+    """
     slots = {'step': self.step, 'param_states': self.opt_state}
     return {'target': self.params, 'state': slots}
 

@@ -9,6 +9,9 @@ then *add up* to those of the whole batch, whatever its parts look like.
 Random draws depend on (seed, step) and on `row_ids`, a row's index in the
 global batch. So microbatches, shardings and device counts change nothing but
 the order of sums.
+
+A guard judges the step before it is taken (see `guards`): one that it refuses
+leaves everything but the step's number as it was.
 """
 
 import functools
@@ -21,6 +24,7 @@ import optax
 
 from metro_jax.metrics import Mean
 from metro_jax.models.base import Model
+from metro_jax.training import guards
 from metro_jax.training.state import TrainState
 
 PyTree = Any
@@ -35,6 +39,7 @@ def make_train_step(
   num_microbatches: int = 1,
   random_seed: int = 0,
   gradient_shardings: PyTree = None,
+  guard: guards.StepGuard | None = None,
 ) -> Callable[[TrainState, Metrics, Batch], tuple[TrainState, Metrics, Any]]:
   """Builds the function that is compiled once and called every step.
 
@@ -45,12 +50,14 @@ def make_train_step(
     num_microbatches: Parts whose gradients are added up, one after the other.
     random_seed: Root of all random draws.
     gradient_shardings: Shardings to hold gradients to (ZeRO stage 2 and 3).
+    guard: Refuses steps that would do harm; None takes all.
 
   Returns:
-    (state, window, batch) -> (new state, window + metrics of this step, the
-    loss). The window is the sum of metrics since they were last logged: it
-    stays on the device, and is part of a checkpoint.
+    (state, window, batch) -> (new state, window + metrics of this step, a
+    packed `guards.StepReport`). The window is the sum of metrics since they
+    were last logged: it stays on the device, and is part of a checkpoint.
   """
+  guard = guard or guards.NoGuard()
   gradients_of = _make_gradients_of(model, num_microbatches, gradient_shardings)
 
   def train_step(
@@ -64,14 +71,29 @@ def make_train_step(
       gradients, state.opt_state, state.params
     )
     params = optax.apply_updates(state.params, updates)
+    grad_norm = optax.global_norm(gradients)
+    param_norm = optax.global_norm(params)
     metrics['loss'] = once(loss)
     metrics.update(non_padding_fraction(batch))
-    metrics['grad_norm'] = once(optax.global_norm(gradients))
-    metrics['param_norm'] = once(optax.global_norm(params))
+    metrics['grad_norm'] = once(grad_norm)
+    metrics['param_norm'] = once(param_norm)
+    metrics.update(norms_of_parts(gradients, updates, params))
     if hasattr(optimizer, 'learning_rate'):
       metrics['learning_rate'] = once(optimizer.learning_rate(state.step))
-    new_state = TrainState(state.step + 1, params, opt_state)
-    return new_state, add_to(window, metrics), loss
+    verdict, refused, memory = guard.judge(
+      state.guard, loss, grad_norm, param_norm
+    )
+    good = verdict == guards.GOOD
+    metrics = guards.choose(good, metrics, zeros_like(metrics))
+    metrics['refused_steps'] = once(~good)
+    new_state = TrainState(
+      state.step + 1,
+      guards.choose(good, params, state.params),
+      guards.choose(good, opt_state, state.opt_state),
+      memory,
+    )
+    report = guards.StepReport.pack(loss, grad_norm, verdict, refused)
+    return new_state, add_to(window, metrics), report
 
   return train_step
 
@@ -152,6 +174,31 @@ def non_padding_fraction(batch: Batch) -> Metrics:
   if fractions:
     fractions['overall'] = functools.reduce(add, list(fractions.values()))
   return {f'non_padding_fraction/{k}': v for k, v in fractions.items()}
+
+
+def norms_of_parts(
+  gradients: PyTree, updates: PyTree, params: PyTree
+) -> Metrics:
+  """`grad_norm/<part>` and `update_ratio/<part>`, a part being a top name.
+
+  The ratio of an update's norm to the parameters' tells a learning rate that
+  is too high (0.01 and more) or too low (below 1e-5), whatever the model.
+
+  Args:
+    gradients: by part.
+    updates: what the step would add to the parameters, by part.
+    params: by part.
+
+  Returns:
+    Metrics.
+  """
+  metrics = {}
+  for part in params:
+    size = optax.global_norm(params[part])
+    step = optax.global_norm(updates[part])
+    metrics[f'grad_norm/{part}'] = once(optax.global_norm(gradients[part]))
+    metrics[f'update_ratio/{part}'] = once(step / jnp.maximum(size, 1e-12))
+  return metrics
 
 
 def number_rows(batch: Batch) -> Batch:

@@ -17,11 +17,17 @@ from typing import Any
 import jax
 
 FILE = 'metrics.jsonl'
+EVENTS = 'events.jsonl'
 Notify = Callable[[str], None]
 
 
 class MetricWriter:
-  """Writes the metrics of one folder; only the first host does."""
+  """Writes the metrics of one folder; only the first host does.
+
+  Attributes:
+    path: the file.
+    last_step: of the newest line; None without any.
+  """
 
   def __init__(
     self,
@@ -38,40 +44,90 @@ class MetricWriter:
       tensorboard: Whether to write TensorBoard events too.
       notify: Told, in one line and once, that writing failed.
     """
-    self._path = pathlib.Path(directory) / FILE
+    self.path = pathlib.Path(directory) / FILE
     self._active = jax.process_index() == 0
     self._notify = notify
     self._tensorboard: _TensorBoard | None = None
-    self._failed = False
-    lines = read_jsonl(self._path)
+    self._unwritten: list[dict[str, Any]] = []
+    lines = read_jsonl(self.path)
     lines = [line for line in lines if line.get('step', 0) <= resume_step]
     self.last_step = max((line['step'] for line in lines), default=None)
     if self._active:
-      self._path.parent.mkdir(parents=True, exist_ok=True)
-      _rewrite(self._path, lines)
+      self.path.parent.mkdir(parents=True, exist_ok=True)
+      _rewrite(self.path, lines)
       if tensorboard:
-        self._tensorboard = _TensorBoard(self._path.parent, resume_step)
+        self._tensorboard = _TensorBoard(self.path.parent, resume_step)
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
-    """Appends one line, and the same to TensorBoard."""
+    """Appends one line, and the same to TensorBoard.
+
+    A line that cannot be written is written with the next one.
+    """
     self.last_step = step
     if not self._active:
       return
+    self._unwritten.append({'step': step, **scalars})
     try:
-      with self._path.open('a') as file:
-        file.write(_line({'step': step, **scalars}))
+      if len(self._unwritten) > 1:  # A failure may have torn the last line.
+        _rewrite(self.path, [*read_jsonl(self.path), *self._unwritten])
+      else:
+        _append(self.path, self._unwritten[0])
+      self._unwritten.clear()
       if self._tensorboard:
         self._tensorboard.write(step, scalars)
     except OSError as error:
-      if not self._failed:
-        self._notify(f'warning: {self._path} was not written: {error.strerror}')
-      self._failed = True
+      if len(self._unwritten) == 1:
+        self._notify(f'warning: {self.path} was not written: {error.strerror}')
 
   def close(self) -> None:
     """Closes the files."""
     if self._tensorboard:
       with contextlib.suppress(OSError):
         self._tensorboard.close()
+
+
+class EventLog:
+  """What happened to a run beside its metrics; only the first host writes.
+
+  A line has a step and the number of rollbacks before it. That is its place in
+  the history of a run which may have passed a step more than once.
+
+  Attributes:
+    path: the file.
+  """
+
+  def __init__(
+    self,
+    directory: str | os.PathLike,
+    resume_step: int = 0,
+    rollbacks: int = 0,
+    notify: Notify = print,
+  ):
+    """Opens a file, and drops the lines after a place in the history.
+
+    Args:
+      directory: exists, or there is nothing to drop.
+      resume_step: step of the place.
+      rollbacks: before it.
+      notify: told, in one line, that writing failed.
+    """
+    self.path = pathlib.Path(directory) / EVENTS
+    self._notify = notify
+    place = (rollbacks, resume_step)
+    lines = read_jsonl(self.path)
+    kept = [x for x in lines if (x['rollbacks'], x['step']) <= place]
+    if jax.process_index() == 0 and len(kept) < len(lines):
+      _rewrite(self.path, kept)
+
+  def write(self, step: int, rollbacks: int, event: Mapping[str, Any]) -> None:
+    """Appends one event."""
+    if jax.process_index() != 0:
+      return
+    try:
+      self.path.parent.mkdir(parents=True, exist_ok=True)
+      _append(self.path, {'step': step, 'rollbacks': rollbacks, **event})
+    except OSError as error:
+      self._notify(f'warning: {self.path} was not written: {error.strerror}')
 
 
 class _TensorBoard:
@@ -153,6 +209,11 @@ def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 def _line(values: Mapping[str, Any]) -> str:
   return json.dumps(values) + '\n'
+
+
+def _append(path: pathlib.Path, values: Mapping[str, Any]) -> None:
+  with path.open('a') as file:
+    file.write(_line(values))
 
 
 def _rewrite(path: pathlib.Path, lines: list[dict[str, Any]]) -> None:

@@ -193,3 +193,13 @@ def test_full_disk_is_one_line(tmp_path):
     full.write(b'x' * 100_000)
     full.flush()
   assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_builder_left_is_removed(tmp_path):
+  left, others = tmp_path / '.cache.123.building', tmp_path / '.b.123.building'
+  for folder in (left, others):
+    folder.mkdir()
+    (folder / 'tokens.bin').write_bytes(b'x')
+  with files.lock(tmp_path / 'cache'):
+    assert not left.exists()
+  assert others.exists()

@@ -65,6 +65,10 @@ def broken_ways(path):
   data = path.read_bytes()
   yield 'truncated', data[: len(data) // 2]
   yield 'empty', b''
+  if data:
+    middle = len(data) // 2
+    flipped = bytes([data[middle] ^ 1])
+    yield 'flipped', data[:middle] + flipped + data[middle + 1 :]
 
 
 def restore(folder, notify):
@@ -83,7 +87,7 @@ def restore(folder, notify):
 
 
 def test_broken_newest_falls_back_with_one_line(trained, tmp_path, capfd):
-  """Each file of the newest checkpoint in turn, cut in half and emptied.
+  """Each file of the newest checkpoint, cut in half, emptied, a bit flipped.
 
   Either the file does not matter, and step 6 is restored as it was, or step 4
   is, with a line that says so; a wrong value never is.
@@ -123,6 +127,7 @@ def test_broken_newest_falls_back_with_one_line(trained, tmp_path, capfd):
     'state/manifest.ocdbt',
     'window/metadata',
     'dataset/metadata',
+    'guard/metadata',
   ):
     assert any(part in name for name in fell_back), (part, '\n'.join(fell_back))
 

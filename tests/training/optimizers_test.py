@@ -35,7 +35,17 @@ def run(optimizer, steps=3):
   return params, slots
 
 
-def oracle(name, rates, decay, clip, trained, b1=0.9, b2=0.98, eps=1e-6):
+def oracle(
+  name,
+  rates,
+  decay,
+  clip,
+  trained,
+  factor=1.0,
+  b1=0.9,
+  b2=0.98,
+  eps=1e-6,
+):
   """AdamW of Loshchilov and Hutter after clipping, float64."""
   part, leaf = name.split('/')
   p = np.asarray(PARAMS[part][leaf], np.float64)
@@ -51,7 +61,7 @@ def oracle(name, rates, decay, clip, trained, b1=0.9, b2=0.98, eps=1e-6):
     g = g * min(1.0, clip / norm)
     m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
     step = (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + eps)
-    p = p - rate * (step + decay * p)
+    p = p - rate * (factor * step + decay * p)
   return p
 
 
@@ -98,9 +108,54 @@ def test_no_clipping_and_constant_rate():
   assert training.adamw(1e-3).learning_rate(7) == 1e-3
 
 
+@pytest.mark.parametrize('frozen', [(), ('auxiliary/.*',)])
+def test_parts_are_clipped_by_their_own_norms(frozen):
+  """The auxiliary's gradient of norm 50 takes nothing from the main model."""
+  params, _ = run(
+    training.adamw(
+      1e-2,
+      weight_decay=0.1,
+      clip_norm=None,
+      clip_norm_of_parts=0.5,
+      frozen=frozen,
+    )
+  )
+  for part, leaf in ALL[1:] if frozen else ALL:
+    own = [(a, b) for a, b in ALL if a == part]
+    expected = oracle(f'{part}/{leaf}', [1e-2] * 3, 0.1, 0.5, own)
+    np.testing.assert_allclose(params[part][leaf], expected, rtol=1e-6)
+
+
+def test_rate_factors_are_of_the_first_pattern_and_not_of_the_decay():
+  params, _ = run(
+    training.adamw(
+      1e-2,
+      weight_decay=0.1,
+      clip_norm=None,
+      rate_factors={
+        'main/kernel': training.width_factor(width=512, base_width=128),
+        'main/.*': 3.0,
+      },
+    )
+  )
+  factors = {'main/kernel': 0.25, 'main/bias': 3.0, 'auxiliary/kernel': 1.0}
+  for name, factor in factors.items():
+    part, leaf = name.split('/')
+    expected = oracle(name, [1e-2] * 3, 0.1, np.inf, ALL, factor)
+    # Three fp32 updates of at most 3e-2 each, on values of at most 4.
+    np.testing.assert_allclose(
+      params[part][leaf], expected, rtol=4 * np.finfo(np.float32).eps, atol=1e-7
+    )
+
+
 @pytest.mark.parametrize(
   'arguments, words',
   [
+    ({'clip_norm_of_parts': -1.0}, 'clip_norm_of_parts is -1'),
+    (
+      {'rate_factors': {'mian/.*': 2.0}},
+      "rate_factors: 'mian/.\\*' matches no",
+    ),
     ({'clip_norm': 0.0}, 'clip_norm is 0.0; give a positive norm'),
     ({'frozen': ('axiliary/.*',)}, 'matches no parameter'),
     ({'no_decay': ('(',)}, 'not a regular expression'),
@@ -109,6 +164,11 @@ def test_no_clipping_and_constant_rate():
 def test_mistakes(arguments, words):
   with pytest.raises(UserError, match=words):
     run(training.adamw(1e-3, **arguments))
+
+
+def test_width_factor_mistake():
+  with pytest.raises(UserError, match='must be positive'):
+    training.width_factor(0, 128)
 
 
 def values(schedule, steps):

@@ -2,7 +2,7 @@
 """A training run of the toy model in a process of its own, and its accidents.
 
 Usage: toy_run.py MODEL_DIR OPTIONS, with options as JSON: train_steps,
-devices' Partitioner fields, and where the process is to kill itself.
+devices' Partitioner fields, and what is to happen at which batch.
 """
 
 import json
@@ -12,6 +12,7 @@ import resource
 import signal
 import sys
 import threading
+import time
 
 import jax
 import numpy as np
@@ -23,14 +24,25 @@ from metro_jax.training.state import named_leaves
 
 
 class KillingDataset(toy.ToyDataset):
-  """Kills the process when the batch of a step is asked for."""
+  """Accidents when the batch of a step is asked for."""
 
   def batch(self, step, rows=None):
     if step == OPTIONS.get('kill_at') and rows is None:
       os.kill(os.getpid(), signal.SIGKILL)
     if step == OPTIONS.get('terminate_at') and rows is None:
       os.kill(os.getpid(), signal.SIGTERM)
-    return super().batch(step, rows)
+    if step == OPTIONS.get('clock_jumps_at'):
+      now = time.time
+      time.time = lambda: now() - 86400.0
+    if step == OPTIONS.get('wait_at') and rows is None:
+      (MODEL_DIR / 'waiting').touch()
+      while (MODEL_DIR / 'waiting').exists():
+        time.sleep(0.01)
+    batch = super().batch(step, rows)
+    if step in OPTIONS.get('nan_batches', ()):
+      weights = batch['encoder_loss_weights']
+      batch['encoder_loss_weights'] = weights * np.float32(np.nan)
+    return batch
 
 
 def kill_in_save(folder, step):
@@ -67,6 +79,7 @@ def main():
     eval_steps=2,
     stats_period=5,
     checkpoints=training.CheckpointConfig(period=4, keep=2),
+    guard=training.Guard(window=8, max_refused=3),
     partitioner=training.Partitioner(**OPTIONS.get('partitioner', {})),
     num_microbatches=OPTIONS.get('num_microbatches', 1),
     tensorboard=False,
