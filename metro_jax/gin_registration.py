@@ -48,6 +48,7 @@ _PARTS = {
   'training': (
     training.CheckpointConfig,
     training.Partitioner,
+    training.Plan,
     training.adamw,
     training.constant,
     training.evaluate,

@@ -5,6 +5,7 @@
 optimizers and schedules need nothing but jax, flax and optax.
 """
 
+from metro_jax.training.ahead import Plan
 from metro_jax.training.checkpoints import CheckpointConfig, Checkpointer
 from metro_jax.training.evaluation import Evaluator, evaluate
 from metro_jax.training.loop import TrainResult, train
@@ -30,6 +31,7 @@ __all__ = [
   'linear_warmup_decay',
   'Optimizer',
   'Partitioner',
+  'Plan',
   'restore_params',
   'rsqrt',
   'train',

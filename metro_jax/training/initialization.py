@@ -56,7 +56,7 @@ def make_layout(
 ) -> Layout:
   """Plans a state without making it."""
   batch = batch_spec(dataset, partitioner.batch_shards)
-  boxed = jax.eval_shape(model.init, jax.random.key(0), batch)
+  boxed = jax.eval_shape(lambda b: model.init(jax.random.key(0), b), batch)
   state = jax.eval_shape(
     functools.partial(TrainState.create, optimizer=optimizer), unbox(boxed)
   )
@@ -111,6 +111,31 @@ def compile_step(
     The step, see `step.make_train_step`, which overwrites (donates) state and
     window; and a function that makes an empty window.
   """
+  lowered, shapes = lower_step(
+    model,
+    optimizer,
+    dataset,
+    partitioner,
+    layout,
+    num_microbatches,
+    random_seed,
+  )
+  empty_window = jax.jit(
+    lambda: step_lib.zeros_like(shapes), out_shardings=partitioner.replicated
+  )
+  return lowered.compile(), empty_window
+
+
+def lower_step(
+  model: Model,
+  optimizer: optax.GradientTransformation,
+  dataset: Dataset,
+  partitioner: Partitioner,
+  layout: Layout,
+  num_microbatches: int,
+  random_seed: int,
+) -> tuple[jax.stages.Lowered, PyTree]:
+  """The train step, ready to be compiled, and the shapes of its window."""
   train_step = step_lib.make_train_step(
     model,
     optimizer,
@@ -135,10 +160,7 @@ def compile_step(
     donate_argnums=(0, 1),
     out_shardings=(layout.shardings, everywhere, everywhere),
   )
-  empty_window = jax.jit(
-    lambda: step_lib.zeros_like(shapes), out_shardings=everywhere
-  )
-  return jitted.lower(layout.state, window, batch).compile(), empty_window
+  return jitted.lower(layout.state, window, batch), shapes
 
 
 def restore_window(window: PyTree, leaves: list[np.ndarray]) -> PyTree:
