@@ -14,7 +14,8 @@ import jax
 import optax
 
 from metro_jax.models.base import Model
-from metro_jax.training import collectives, info, initialization
+from metro_jax.training import collectives as collectives_lib
+from metro_jax.training import info, initialization
 from metro_jax.training.partitioning import Partitioner, bytes_per_device
 from metro_jax.training.targets import Target
 
@@ -104,7 +105,7 @@ class Report:
   memory: Mapping[str, int]
   limit: float | None = None
   over: str | None = None
-  collectives: tuple[collectives.Collective, ...] = ()
+  collectives: tuple[collectives_lib.Collective, ...] = ()
   seconds: float = 0.0
   bounds: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
@@ -169,7 +170,7 @@ def compile_plan(plan: Plan, target: Target) -> Report:
     return dataclasses.replace(
       report, over=words, seconds=time.monotonic() - started
     )
-  found = collectives.find(compiled.as_text(), report.devices)
+  found = collectives_lib.find(compiled.as_text(), report.devices)
   return dataclasses.replace(
     report,
     memory=_with_activations(report.memory, compiled.memory_analysis(), target),
@@ -180,7 +181,7 @@ def compile_plan(plan: Plan, target: Target) -> Report:
 
 
 def _bounds(
-  flops: float, found: Sequence[collectives.Collective], target: Target
+  flops: float, found: Sequence[collectives_lib.Collective], target: Target
 ) -> dict[str, float]:
   if target.kind is None:
     return {}

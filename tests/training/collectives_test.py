@@ -70,7 +70,8 @@ def test_started_and_done_count_once():
 @pytest.mark.parametrize('steps', [1, 5])
 def test_what_xla_emits(steps):
   """A scan over a product whose contraction is split: one sum a step."""
-  mesh = jax.make_mesh((8,), ('data',))
+  auto = (jax.sharding.AxisType.Auto,)
+  mesh = jax.make_mesh((8,), ('data',), axis_types=auto)
 
   def run(x, w):
     def body(x, _):
