@@ -100,6 +100,10 @@ def main(
       raise
     print(f'error: {error.filename}: {error.strerror}', file=sys.stderr)
     return USER_ERROR
+  except jax.errors.JaxRuntimeError as error:
+    if jax.process_count() == 1:
+      raise
+    hosts.give_up(error)
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)
     return 128 + signal.SIGINT

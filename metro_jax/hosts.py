@@ -8,6 +8,9 @@ themselves who takes part; elsewhere the command line does.
 import glob
 import importlib.util
 import os
+import sys
+import traceback
+from typing import NoReturn
 
 import jax
 
@@ -16,6 +19,7 @@ from metro_jax.errors import UserError
 # How long a process may be silent before the others give up. A job that waits
 # for a dead host costs all the others; a restart loses a checkpoint period.
 HEARTBEAT_SECONDS = 30
+LOST = 3  # Exit code of a process that cannot go on without the others.
 
 
 def join(
@@ -69,6 +73,22 @@ def _initialize(**who: object) -> None:
   # What SIGTERM does, `training.preemption` decides; see there.
   jax.config.update('jax_enable_preemption_service', True)
   jax.distributed.initialize(**who, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+
+
+def give_up(error: Exception) -> NoReturn:
+  """Ends a process whose computation failed, most often for want of another.
+
+  At once: an orderly exit would wait for the others.
+  """
+  traceback.print_exception(error)
+  print(
+    f'error: process {jax.process_index()} of {jax.process_count()} cannot go'
+    f' on ({str(error).splitlines()[0][:120]}); where another process has'
+    ' ended, the same command on all goes on from the last checkpoint',
+    file=sys.stderr,
+    flush=True,
+  )
+  os._exit(LOST)
 
 
 def in_slurm_step() -> bool:

@@ -83,6 +83,17 @@ device_description_str: "NVIDIA {name}"
 """
 
 
+# Else libtpu asks Google's network who we are, complains of the answer, and
+# locks out a second process.
+_NO_TPU = {
+  'TPU_SKIP_MDS_QUERY': '1',
+  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+  'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
+  'TPU_WORKER_HOSTNAMES': 'localhost',
+  'TPU_WORKER_ID': '0',
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Target:
   """Devices to compile for.
@@ -178,9 +189,8 @@ def _tpus(
   name: str, kind: str, sizes: list[int], slices: int
 ) -> tuple[jax.Device, ...]:
   _require('libtpu', name)
-  # Else libtpu asks Google's network who we are, and locks out a second one.
-  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
-  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
+  for variable, value in _NO_TPU.items():
+    os.environ.setdefault(variable, value)
   shape = 'x'.join(map(str, sizes))
   # A v4 chip's two cores are one device, as they are to a training run.
   options = {'chip_config_name': 'megacore'} if kind == 'v4' else {}

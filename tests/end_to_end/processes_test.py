@@ -19,8 +19,6 @@ import numpy as np
 import pytest
 import tiny_run
 
-from metro_jax import training
-
 pytestmark = pytest.mark.slow
 STEPS, HALF = 8, 4
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -64,7 +62,6 @@ def start(place, name, *, processes=1, devices=4, **macros):
   env = os.environ | {
     'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
     'METRO_COMPILATION_CACHE': str(place / 'cache'),
-    'PYTHONPATH': str(ROOT),
   }
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
@@ -112,15 +109,6 @@ def losses(place, name, folder='train'):
   path = place / name / folder / 'metrics.jsonl'
   lines = [json.loads(line) for line in path.read_text().splitlines()]
   return {line['step']: line['loss'] for line in lines}
-
-
-def parameters(folder):
-  reader = training.restore_params
-  del reader
-  import orbax.checkpoint as ocp
-
-  with ocp.StandardCheckpointer() as checkpointer:
-    return checkpointer.restore(folder / 'state')['target']
 
 
 @pytest.fixture(scope='module')
