@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command that compiles ahead of time, and METRO-LM's Table 4."""
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -253,3 +254,46 @@ def test_table_4(xxl, xxl_boxed, stage):
 def test_table_4_counts_the_paper_s_parameters(xxl_boxed):
   totals = info.totals_by_part(nn.unbox(xxl_boxed))
   assert sum(totals.values()) == pytest.approx(6.0e9, rel=0.005)
+
+
+# ----------------------------------------------------------------------
+# Through the real compilers of machines that are not here.
+# ----------------------------------------------------------------------
+
+
+def needs(compiler):
+  return pytest.mark.skipif(
+    importlib.util.find_spec(compiler) is None,
+    reason=f"{compiler} is not installed: pip install -e '.[aot]'",
+  )
+
+
+def page(*words):
+  return json.loads(command(*words, '--json').stdout)
+
+
+@pytest.mark.slow
+@needs('jax_cuda13_plugin')
+def test_zero_1_moves_no_more_than_data_parallelism():
+  """The paper's section 4.2: splitting the optimizer costs no bytes."""
+  moved = {}
+  for stage in (0, 1):
+    report = page(*TINY, '--target=h200:8', f'--gin.ZERO_STAGE={stage}')
+    by_kind = {c['kind']: c['moved'] for c in report['collectives']}
+    moved[stage] = sum(by_kind.values())
+    # Its means: sums are scattered, parameters gathered.
+    assert ('reduce-scatter' in by_kind) == (stage == 1)
+  # What no dimension of divides by eight (a few biases) is summed whole.
+  assert moved[1] <= 1.02 * moved[0]
+
+
+@pytest.mark.slow
+@needs('libtpu')
+def test_xxl_fits_a_pod():
+  report = page('--gin_file=metro_lm/xxl.gin', '--target=v5p:4x8x8')
+  assert report['devices'] == 256 and report['fits']
+  memory = report['memory']
+  # Table 4's stage 1, with float32 weights: 4 bytes each, and moments split.
+  assert memory['parameters'] == pytest.approx(24.0e9, rel=0.01)
+  assert memory['optimizer slots'] < 0.25e9
+  assert memory['peak'] < 40e9
