@@ -93,7 +93,7 @@ def _with_microbatches(
 ) -> dict[str, Any] | None:
   """As many microbatches as make the activations fit; None if none would."""
   state = sum(ahead.state_bytes(plan).values())
-  room = report.limit - state
+  room = max(report.limit - state, 1)
   more = 2
   if 'peak' in report.memory:
     # One tenth for what does not shrink with the rows.

@@ -303,3 +303,14 @@ def test_xm_without_xmanager(monkeypatch, capsys):
   monkeypatch.setitem(sys.modules, 'xmanager', None)
   assert xm_launch.main(XM) == 2
   assert 'pip install xmanager' in capsys.readouterr().err
+
+
+def test_xm_as_a_script():
+  """Words reach it past absl, whose flags XManager wants parsed."""
+  done = subprocess.run(
+    [sys.executable, SCRIPTS / 'xm_launch.py', *XM[1:], '--print_job'],
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert json.loads(done.stdout)['args'] == [TRAIN[0]]

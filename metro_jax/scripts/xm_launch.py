@@ -16,6 +16,8 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+from absl import app
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BASE_IMAGE = 'python:3.11-bookworm'
 
@@ -163,4 +165,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == '__main__':
-  sys.exit(main(sys.argv))
+  # XManager has absl flags of its own, which must have been parsed. Words after
+  # -- are left alone; `xmanager launch` does the same.
+  app.run(main, argv=[sys.argv[0], '--', *sys.argv[1:]])
