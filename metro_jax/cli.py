@@ -18,14 +18,14 @@ import re
 import signal
 import sys
 import tokenize
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import gin
 import jax
 from absl import flags
 
-from metro_jax import gin_safety
+from metro_jax import gin_safety, hosts
 from metro_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -78,7 +78,11 @@ _INDEX = flags.DEFINE_integer('process_index', None, 'This one, from 0.')
 
 
 def main(
-  entry: str, run_file: str, usage: str, argv: Sequence[str] | None = None
+  entry: str,
+  run_file: str,
+  usage: str,
+  argv: Sequence[str] | None = None,
+  body: Callable[[], int] | None = None,
 ) -> int:
   """Runs one entry point of gin and returns the exit code.
 
@@ -87,6 +91,7 @@ def main(
     run_file: Gin file that binds its arguments to macros.
     usage: First lines of --help.
     argv: Words of the command line; default those of the process.
+    body: Called instead of the entry point, which it may `build`.
 
   Returns:
     0, 2 after a mistake of the user, 130 after Ctrl-C.
@@ -94,7 +99,7 @@ def main(
   try:
     if not _parse_flags(list(argv or sys.argv), usage):
       return 0
-    return _run(entry, run_file)
+    return _run(entry, run_file, body)
   except UserError as error:
     # gin appends lines of its own to an error that passes through it.
     print(f'error: {str(error).splitlines()[0]}', file=sys.stderr)
@@ -104,6 +109,10 @@ def main(
       raise
     print(f'error: {error.filename}: {error.strerror}', file=sys.stderr)
     return USER_ERROR
+  except jax.errors.JaxRuntimeError as error:
+    if jax.process_count() == 1:
+      raise
+    hosts.give_up(error)
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)
     return 128 + signal.SIGINT
@@ -166,17 +175,19 @@ def quote_bare(value: str, name: str = '') -> str:
   return repr(value) if is_path and isinstance(literal, int) else value
 
 
-def _run(entry: str, run_file: str) -> int:
+def _run(entry: str, run_file: str, body: Callable[[], int] | None) -> int:
   """Sets up the process, reads the configuration, calls the entry point."""
   from metro_jax.training import model_dir  # Seconds that --help need not pay.
 
-  _set_up_process()
+  _set_up_process(join=body is None)
   _read_config(entry, run_file)
+  if body:
+    return body()
   arguments = {}
   if entry == 'training.train':
     arguments = {'dry_run': _DRY_RUN.value, 'profile_steps': _PROFILE.value}
     if not _DRY_RUN.value:
-      model_dir.claim(_macro('MODEL_DIR'), gin.config_str())
+      model_dir.claim(macro('MODEL_DIR'), gin.config_str())
   elif entry == 'offline.corrupt':
     arguments = {'process_index': _INDEX.value, 'process_count': _COUNT.value}
   result = gin.get_configurable(entry)(**arguments)
@@ -184,7 +195,7 @@ def _run(entry: str, run_file: str) -> int:
   return 128 + stopped if stopped == signal.SIGINT else 0
 
 
-def _set_up_process() -> None:
+def _set_up_process(join: bool) -> None:
   """What must be known before jax looks for devices and TFDS for data."""
   if _TFDS.value:
     os.environ['TFDS_DATA_DIR'] = _TFDS.value
@@ -192,22 +203,11 @@ def _set_up_process() -> None:
     data_dir = os.environ.get('METRO_DATA_DIR') or '~/.cache/metro_jax'
     cache = os.environ.get('METRO_COMPILATION_CACHE') or f'{data_dir}/jax_cache'
     jax.config.update('jax_compilation_cache_dir', os.path.expanduser(cache))
-  if _MULTIPROCESS.value or _COORDINATOR.value:
-    if None in (_COORDINATOR.value, _COUNT.value, _INDEX.value):
-      raise UserError(
-        '--multiprocess_gpu needs --coordinator_address, --process_count and'
-        ' --process_index'
-      )
-    jax.distributed.initialize(_COORDINATOR.value, _COUNT.value, _INDEX.value)
-  elif _in_a_cluster():
-    jax.distributed.initialize()
-
-
-def _in_a_cluster() -> bool:
-  """Whether the environment is that of a TPU pod or of a SLURM step."""
-  workers = os.environ.get('TPU_WORKER_HOSTNAMES', '')
-  tasks = os.environ.get('SLURM_STEP_NUM_TASKS', '1')
-  return ',' in workers or tasks not in ('', '1')
+  given = (_COORDINATOR.value, _COUNT.value, _INDEX.value)
+  if _MULTIPROCESS.value and given == (None, None, None):
+    raise UserError('--multiprocess_gpu needs --coordinator_address')
+  if join:
+    hosts.join(*given)
 
 
 # ----------------------------------------------------------------------
@@ -343,9 +343,17 @@ def _macros_in_use() -> dict[str, Any]:
   return macros
 
 
-def _macro(name: str) -> Any:
-  """The value of a macro, as it was bound."""
+def macro(name: str) -> Any:
+  """The value of a macro, as it was bound; None if there is none."""
   return gin.config._CONFIG.get((name, 'gin.macro'), {}).get('value')
+
+
+def build(entry: str, **macros: Any) -> Any:
+  """Calls a configurable with some macros set to other values."""
+  with gin.unlock_config():
+    for name, value in macros.items():
+      gin.parse_config(f'{name} = {value!r}')
+  return gin.get_configurable(entry)()
 
 
 def _explain(error: Exception) -> str:

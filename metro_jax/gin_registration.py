@@ -75,6 +75,7 @@ _PARTS = {
     training.Guard,
     training.PartialCheckpoint,
     training.Partitioner,
+    training.Plan,
     training.adamw,
     training.constant,
     training.evaluate,

@@ -29,6 +29,7 @@ from pallas_kernels import Draw as Draw
 from pallas_kernels import PositionBias as PositionBias
 from pallas_kernels import matmul as matmul
 from pallas_kernels import random_bits as random_bits
+from pallas_kernels.backend import target as target
 
 BACKENDS = pallas_kernels.BACKENDS
 

@@ -5,6 +5,7 @@
 optimizers and schedules need nothing but jax, flax and optax.
 """
 
+from metro_jax.training.ahead import Plan
 from metro_jax.training.checkpoints import CheckpointConfig, Checkpointer
 from metro_jax.training.evaluation import Evaluator, evaluate
 from metro_jax.training.guards import Guard, NoGuard
@@ -41,6 +42,7 @@ __all__ = [
   'Optimizer',
   'PartialCheckpoint',
   'Partitioner',
+  'Plan',
   'restore_params',
   'rsqrt',
   'train',

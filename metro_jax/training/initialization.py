@@ -20,7 +20,6 @@ from metro_jax.training import step as step_lib
 from metro_jax.training.partitioning import Partitioner
 from metro_jax.training.prefetch import Dataset
 from metro_jax.training.state import TrainState, unbox
-from metro_jax.training.step import zeros_like
 
 PyTree = Any
 
@@ -59,7 +58,7 @@ def make_layout(
   """Plans a state without making it."""
   guard = guard or guards.NoGuard()
   batch = batch_spec(dataset, partitioner.batch_shards)
-  boxed = jax.eval_shape(model.init, jax.random.key(0), batch)
+  boxed = jax.eval_shape(lambda b: model.init(jax.random.key(0), b), batch)
   state = jax.eval_shape(
     lambda params: TrainState.create(params, optimizer, guard.init()),
     unbox(boxed),
@@ -94,7 +93,9 @@ def initial_state(
   def create(rng: jax.Array) -> TrainState:
     batch = {k: jnp.zeros(x.shape, x.dtype) for k, x in spec.items()}
     params = unbox(model.init(rng, batch))
-    return TrainState.create(params, optimizer, zeros_like(layout.state.guard))
+    return TrainState.create(
+      params, optimizer, step_lib.zeros_like(layout.state.guard)
+    )
 
   create = jax.jit(create, out_shardings=layout.shardings)
   return create(jax.random.key(random_seed))
@@ -116,6 +117,33 @@ def compile_step(
     The step, see `step.make_train_step`, which overwrites (donates) state and
     window; and a function that makes an empty window.
   """
+  lowered, shapes = lower_step(
+    model,
+    optimizer,
+    dataset,
+    partitioner,
+    layout,
+    num_microbatches,
+    random_seed,
+    guard,
+  )
+  empty_window = jax.jit(
+    lambda: step_lib.zeros_like(shapes), out_shardings=partitioner.replicated
+  )
+  return lowered.compile(), empty_window
+
+
+def lower_step(
+  model: Model,
+  optimizer: optax.GradientTransformation,
+  dataset: Dataset,
+  partitioner: Partitioner,
+  layout: Layout,
+  num_microbatches: int,
+  random_seed: int,
+  guard: guards.StepGuard | None = None,
+) -> tuple[jax.stages.Lowered, PyTree]:
+  """The train step, ready to be compiled, and the shapes of its window."""
   train_step = step_lib.make_train_step(
     model,
     optimizer,
@@ -141,8 +169,7 @@ def compile_step(
     donate_argnums=(0, 1),
     out_shardings=(layout.shardings, everywhere, everywhere),
   )
-  empty_window = jax.jit(lambda: zeros_like(shapes), out_shardings=everywhere)
-  return jitted.lower(layout.state, window, batch).compile(), empty_window
+  return jitted.lower(layout.state, window, batch), shapes
 
 
 def empty_guard(
@@ -150,7 +177,7 @@ def empty_guard(
 ) -> Callable[[], PyTree]:
   """A function that makes the memory of a guard which has seen nothing."""
   return jax.jit(
-    lambda: zeros_like(layout.state.guard),
+    lambda: step_lib.zeros_like(layout.state.guard),
     out_shardings=partitioner.replicated,
   )
 

@@ -7,6 +7,8 @@ The file is read as text, so that this needs no gin and no recipe's imports.
 import pathlib
 import re
 
+import jax
+
 from metro_jax.errors import UserError
 from metro_jax.training import lock
 
@@ -42,6 +44,8 @@ def claim(model_dir: str, text: str) -> None:
     # Without a checkpoint there is no run yet, only an attempt.
     if path.exists() and any(path.parent.glob('checkpoint_*')):
       _check_same_run(path, text)
+    if jax.process_index() != 0:
+      return  # One host writes for all.
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name('config.gin.tmp')
     temporary.write_text(text)

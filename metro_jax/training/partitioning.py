@@ -26,6 +26,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 
 from metro_jax.errors import UserError
 from metro_jax.training.state import TrainState, named_leaves, path_names, unbox
@@ -107,6 +108,7 @@ class Partitioner:
     tensor: Size of the axis that splits heads, MLP and vocabulary.
     zero_stage: 0 to 3, see the table above.
     rules: Logical axis -> mesh axis.
+    devices: What the mesh is made of; None takes all devices of all hosts.
   """
 
   data: int = -1
@@ -114,6 +116,7 @@ class Partitioner:
   tensor: int = 1
   zero_stage: int = 1
   rules: Rules = DEFAULT_RULES
+  devices: tuple[jax.Device, ...] | None = None
 
   def __post_init__(self):
     if self.zero_stage not in (0, 1, 2, 3):
@@ -137,8 +140,9 @@ class Partitioner:
 
   @functools.cached_property
   def mesh(self) -> jax.sharding.Mesh:
-    """The mesh over all devices of all hosts."""
-    count = jax.device_count()
+    """The mesh over all devices; of several slices, `data` crosses them."""
+    devices = self.devices or tuple(jax.devices())
+    count = len(devices)
     data, fixed = self.data, self.fsdp * self.tensor
     if data == -1 and count % fixed == 0:
       data = count // fixed
@@ -148,13 +152,19 @@ class Partitioner:
         f'training.Partitioner: {shape} does not make {count} devices; let'
         f' fsdp x tensor divide {count} and leave data=-1'
       )
-    # Auto: explicit axis types, make_mesh's default, refuse the constraints
-    # that this module places.
-    return jax.make_mesh(
-      (data, self.fsdp, self.tensor),
-      MESH_AXES,
-      axis_types=(jax.sharding.AxisType.Auto,) * 3,
+    # Auto: explicit axis types, the default, refuse the constraints that this
+    # module places.
+    auto = (jax.sharding.AxisType.Auto,) * 3
+    shape = (data, self.fsdp, self.tensor)
+    slices = len({getattr(d, 'slice_index', 0) for d in devices})
+    if slices == 1:
+      return jax.make_mesh(shape, MESH_AXES, axis_types=auto, devices=devices)
+    across = _across_slices(shape, slices)
+    within = [a // b for a, b in zip(shape, across, strict=True)]
+    grid = mesh_utils.create_hybrid_device_mesh(
+      within, across, devices, allow_split_physical_axes=True
     )
+    return jax.sharding.Mesh(grid, MESH_AXES, axis_types=auto)
 
   @contextlib.contextmanager
   def context(self) -> Iterator[None]:
@@ -272,6 +282,23 @@ class Partitioner:
             f' not divisible by training.Partitioner.{axis_names[0]}={parts};'
             f' choose a divisor of {size}'
           )
+
+
+def _across_slices(shape: Sequence[int], slices: int) -> tuple[int, int, int]:
+  """How often each axis crosses slices, whose network is the slower one.
+
+  `data` moves the fewest bytes, so it crosses first, then `fsdp`; `tensor`
+  stays inside a slice.
+  """
+  data = math.gcd(shape[0], slices)
+  fsdp = math.gcd(shape[1], slices // data)
+  if data * fsdp != slices:
+    raise UserError(
+      f'training.Partitioner: data={shape[0]} x fsdp={shape[1]} does not divide'
+      f' over {slices} slices, and tensor={shape[2]} must not leave a slice;'
+      ' choose a smaller tensor'
+    )
+  return data, fsdp, 1
 
 
 def _is_spec(x: Any) -> bool:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Leaving on request: the current step is finished and saved, then we go."""
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -14,6 +15,9 @@ class StopSignal:
   A second SIGINT is not caught: whoever presses Ctrl-C twice does not want to
   wait. Outside the main thread (a notebook's worker) nothing is caught.
 
+  With several processes SIGTERM is left to jax, whose notice of a preemption
+  reaches them all, wherever it was sent; a SIGINT is passed on as one.
+
   Attributes:
     received: The signal's number, or None.
   """
@@ -24,7 +28,8 @@ class StopSignal:
 
   def __enter__(self) -> 'StopSignal':
     if threading.current_thread() is threading.main_thread():
-      for number in (signal.SIGTERM, signal.SIGINT):
+      alone = jax.process_count() == 1
+      for number in (signal.SIGINT, *((signal.SIGTERM,) if alone else ())):
         self._previous[number] = signal.signal(number, self._note)
     return self
 
@@ -42,6 +47,8 @@ class StopSignal:
     self.received = number
     if number == signal.SIGINT:
       signal.signal(number, signal.default_int_handler)
+      if jax.process_count() > 1:
+        os.kill(os.getpid(), signal.SIGTERM)
 
   def requested(self, step: int) -> bool:
     """Whether to stop after this step; the same answer on all hosts.
@@ -52,5 +59,8 @@ class StopSignal:
     if jax.process_count() > 1:
       from jax.experimental import multihost_utils
 
-      return multihost_utils.reached_preemption_sync_point(step)
+      reached = multihost_utils.reached_preemption_sync_point(step)
+      if reached and self.received is None:
+        self.received = signal.SIGTERM
+      return reached
     return self.received is not None
