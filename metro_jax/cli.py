@@ -68,7 +68,12 @@ _INDEX = flags.DEFINE_integer('process_index', None, 'This one, from 0.')
 
 
 def main(
-  entry: str, run_file: str, usage: str, argv: Sequence[str] | None = None
+  entry: str,
+  run_file: str,
+  usage: str,
+  argv: Sequence[str] | None = None,
+  base: str | None = None,
+  then: str | None = None,
 ) -> int:
   """Runs one entry point of gin and returns the exit code.
 
@@ -77,6 +82,9 @@ def main(
     run_file: Gin file that binds its arguments to macros.
     usage: First lines of --help.
     argv: Words of the command line; default those of the process.
+    base: Macro that names a MODEL_DIR, or a checkpoint in one, which the run
+      starts from: its config.gin is read before the run file.
+    then: Another configurable, called when the first has ended well.
 
   Returns:
     0, 2 after a mistake of the user, 130 after Ctrl-C.
@@ -84,7 +92,7 @@ def main(
   try:
     if not _parse_flags(list(argv or sys.argv), usage):
       return 0
-    return _run(entry, run_file)
+    return _run(entry, run_file, base, then)
   except UserError as error:
     # gin appends lines of its own to an error that passes through it.
     print(f'error: {str(error).splitlines()[0]}', file=sys.stderr)
@@ -156,12 +164,12 @@ def quote_bare(value: str, name: str = '') -> str:
   return repr(value) if is_path and isinstance(literal, int) else value
 
 
-def _run(entry: str, run_file: str) -> int:
+def _run(entry: str, run_file: str, base: str | None, then: str | None) -> int:
   """Sets up the process, reads the configuration, calls the entry point."""
   from metro_jax.training import model_dir  # Seconds that --help need not pay.
 
   _set_up_process()
-  _read_config(entry, run_file)
+  _read_config(entry, run_file, base)
   arguments = {}
   if entry == 'training.train':
     arguments = {'dry_run': _DRY_RUN.value, 'profile_steps': _PROFILE.value}
@@ -169,6 +177,8 @@ def _run(entry: str, run_file: str) -> int:
       model_dir.claim(_macro('MODEL_DIR'), gin.config_str())
   result = gin.get_configurable(entry)(**arguments)
   stopped = getattr(result, 'signal', None)
+  if then and stopped is None and not _DRY_RUN.value:
+    gin.get_configurable(then)()
   return 128 + stopped if stopped == signal.SIGINT else 0
 
 
@@ -203,18 +213,20 @@ def _in_a_cluster() -> bool:
 # ----------------------------------------------------------------------
 
 
-def _read_config(entry: str, run_file: str) -> None:
+def _read_config(entry: str, run_file: str, base: str | None) -> None:
   """Parses the run file, the user's files and the user's bindings."""
   # Gin's other reader takes folders for Python packages, and fails on those
   # that are none.
   gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
   for path in (str(ROOT), str(ROOT / 'gin_configs'), *_SEARCH_PATHS.value):
     gin.add_config_file_search_path(path)
+  if base:
+    _parse_base(base)
   _parse_file(run_file)
   files = list(_GIN_FILE.value)
   if entry == 'training.evaluate':
-    files.insert(0, str(_trained_config()))
-  elif not files:
+    files.insert(0, str(_model_dir('MODEL_DIR') / 'config.gin'))
+  elif not files and not base:
     raise UserError(
       'no recipe: add --gin_file=metro_lm/tiny.gin, or another of gin_configs/'
     )
@@ -236,21 +248,34 @@ def _read_config(entry: str, run_file: str) -> None:
     raise UserError(_one_line(error)) from None
 
 
-def _trained_config() -> pathlib.Path:
-  """config.gin of the MODEL_DIR that the command line names."""
+def _parse_base(macro: str) -> None:
+  """Parses config.gin of the run to start from, and keeps its model.
+
+  Its vocabulary goes with its parameters, wherever it was made.
+  """
+  folder = _model_dir(macro)
+  _parse_file(str(folder / 'config.gin'))
+  config = gin.config._CONFIG
+  if ('PRETRAINED_MODEL', 'gin.macro') not in config:
+    config['PRETRAINED_MODEL', 'gin.macro'] = {'value': _macro('MODEL')}
+  gin.parse_config(f'VOCABULARY = {str(folder / "vocabulary.model")!r}')
+
+
+def _model_dir(macro: str) -> pathlib.Path:
+  """The MODEL_DIR that the command line names; a checkpoint lies in one."""
   for binding in reversed(_GIN_BINDINGS.value):
     name, _, value = binding.partition('=')
-    if name.strip() == 'MODEL_DIR':
-      path = (
-        pathlib.Path(str(gin.config.parse_value(value.strip()))) / 'config.gin'
-      )
-      if not path.is_file():
+    if name.strip() == macro:
+      path = pathlib.Path(str(gin.config.parse_value(value.strip())))
+      if re.fullmatch(r'checkpoint_\d+', path.name):
+        path = path.parent
+      if not (path / 'config.gin').is_file():
         raise UserError(
-          f'{path} does not exist; MODEL_DIR must be a folder that'
+          f'{path}/config.gin does not exist; {macro} must be a folder that'
           ' metro_jax.train made'
         )
       return path
-  raise UserError('MODEL_DIR is not set: add --gin.MODEL_DIR=FOLDER')
+  raise UserError(f'{macro} is not set: add --gin.{macro}=FOLDER')
 
 
 def _parse_file(path: str) -> None:

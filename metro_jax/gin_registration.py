@@ -10,7 +10,16 @@ not configured.
 
 import gin
 
-from metro_jax import data, models, modules, pretrain, training
+from metro_jax import (
+  data,
+  downstream,
+  finetune,
+  finetuning,
+  models,
+  modules,
+  pretrain,
+  training,
+)
 
 _PARTS = {
   'modules': (
@@ -34,6 +43,7 @@ _PARTS = {
     models.PretrainingModel,
     models.TextToText,
     models.TextToTextModel,
+    models.with_heads,
   ),
   'data': (
     data.SpanCorruption,
@@ -45,9 +55,23 @@ _PARTS = {
     data.row_length,
     data.target_length,
   ),
+  'finetune': (finetune.PosteriorDifferential,),
+  'downstream': (
+    downstream.TaskDataset,
+    downstream.best_metric,
+    downstream.eval_datasets,
+    downstream.heads,
+    downstream.own_task,
+    downstream.period,
+    downstream.test_datasets,
+    downstream.train_steps,
+    downstream.warmup_steps,
+  ),
+  'finetuning': (finetuning.columns, finetuning.predict),
   'training': (
     training.CheckpointConfig,
     training.Partitioner,
+    training.adamax,
     training.adamw,
     training.constant,
     training.evaluate,

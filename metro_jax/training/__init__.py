@@ -8,7 +8,7 @@ optimizers and schedules need nothing but jax, flax and optax.
 from metro_jax.training.checkpoints import CheckpointConfig, Checkpointer
 from metro_jax.training.evaluation import Evaluator, evaluate
 from metro_jax.training.loop import TrainResult, train
-from metro_jax.training.optimizers import Optimizer, adamw
+from metro_jax.training.optimizers import Optimizer, adamax, adamw
 from metro_jax.training.partitioning import (
   DEFAULT_RULES,
   Partitioner,
@@ -19,6 +19,7 @@ from metro_jax.training.schedules import constant, linear_warmup_decay, rsqrt
 from metro_jax.training.state import TrainState
 
 __all__ = [
+  'adamax',
   'adamw',
   'CheckpointConfig',
   'Checkpointer',

@@ -12,6 +12,7 @@ one before.
 
 import contextlib
 import dataclasses
+import math
 import os
 import pathlib
 import re
@@ -41,12 +42,15 @@ class CheckpointConfig:
     period: Steps between checkpoints.
     keep: How many of the newest to keep; None keeps all.
     keep_period: Also keep every checkpoint whose step this divides.
+    best: Also keep the checkpoint at which this metric of an evaluation was
+      highest, e.g. 'validation/accuracy'; of equals, the newest.
     asynchronous: Write in the background while training goes on.
   """
 
   period: int = 1000
   keep: int | None = 3
   keep_period: int | None = None
+  best: str | None = None
   asynchronous: bool = True
 
   def __post_init__(self):
@@ -95,15 +99,18 @@ class Checkpointer:
   def _open(self) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
       step_prefix=PREFIX,
-      max_to_keep=self._config.keep,
-      keep_period=self._config.keep_period,
+      preservation_policy=_what_to_keep(self._config),
       enable_async_checkpointing=self._config.asynchronous,
       cleanup_tmp_directories=True,
     )
     return ocp.CheckpointManager(self.directory, options=options)
 
   def save(
-    self, state: TrainState, dataset: Mapping[str, Any], window: PyTree
+    self,
+    state: TrainState,
+    dataset: Mapping[str, Any],
+    window: PyTree,
+    metrics: Mapping[str, float] | None = None,
   ) -> None:
     """Starts writing a checkpoint. A failure is told, and training goes on.
 
@@ -113,6 +120,7 @@ class Checkpointer:
       state: The train state.
       dataset: JSON of the data's identity and position.
       window: Metrics summed since they were last logged.
+      metrics: Those of the evaluations of this state, by evaluation/metric.
     """
     self.wait()
     step = int(state.step)
@@ -128,12 +136,18 @@ class Checkpointer:
       window=ocp.args.JsonSave(_encode(window)),
     )
     try:
-      self._manager.save(step, args=items, force=True)
+      best = (metrics or {}).get(self._config.best or '')
+      scored = {} if best is None else {'metrics': {'best': best}}
+      self._manager.save(step, args=items, force=True, **scored)
     except (OSError, ValueError) as error:
       self._recover(step, error)
 
   def save_final(
-    self, state: TrainState, dataset: Mapping[str, Any], window: PyTree
+    self,
+    state: TrainState,
+    dataset: Mapping[str, Any],
+    window: PyTree,
+    metrics: Mapping[str, float] | None = None,
   ) -> None:
     """Writes the last checkpoint, unless it is there, and waits for it.
 
@@ -143,7 +157,7 @@ class Checkpointer:
     step = int(state.step)
     self.wait()
     if step not in self.steps():
-      self.save(state, dataset, window)
+      self.save(state, dataset, window, metrics)
       self.wait()
     if step not in self.steps():
       raise UserError(
@@ -254,6 +268,25 @@ class Checkpointer:
     """Waits for the write under way."""
     self.wait()
     self._manager.close()
+
+
+def _what_to_keep(
+  config: CheckpointConfig,
+) -> ocp.checkpoint_managers.PreservationPolicy:
+  managers = ocp.checkpoint_managers
+  policies = [managers.LatestN(config.keep)]
+  if config.keep_period:
+    policies.append(managers.EveryNSteps(config.keep_period))
+  if config.best:
+    best = managers.BestN(_quality, n=1, keep_checkpoints_without_metrics=False)
+    policies.append(best)
+  return managers.AnyPreservationPolicy(policies)
+
+
+def _quality(metrics: Mapping[str, float]) -> float:
+  """NaN, of a run that has diverged, is the worst."""
+  value = metrics['best']
+  return value if value == value else -math.inf
 
 
 def _encode(window: PyTree) -> list[dict[str, Any]]:

@@ -149,6 +149,9 @@ def train(
         model, optimizer, train_dataset, partitioner, layout, random_seed
       )
       if initial_checkpoint_path:
+        checks.check_assets(
+          train_dataset, restore.find_checkpoint(initial_checkpoint_path).parent
+        )
         state = restore.load_initial(
           state, initial_checkpoint_path, initial_parameters
         )
@@ -245,7 +248,8 @@ def train(
           save = (
             checkpointer.save_final if last or stopping else (checkpointer.save)
           )
-          save(state, {**identity, 'position': position}, window)
+          measured = evaluation.metrics(step)
+          save(state, {**identity, 'position': position}, window, measured)
 
       if stopping:
         break
