@@ -207,7 +207,7 @@ def sweep_task(
     'metric': next((r['metric'] for r in runs if 'metric' in r), None),
     'best': best,
     'searched': searched if grid else [],
-    'runs': runs,
+    'runs_of_best': runs,
     **summarize(runs),
   }
 
@@ -258,13 +258,14 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   flags, rest = parser.parse_known_args(argv)
   try:
+    grid = parse_grid(flags.grid)
     output = pathlib.Path(flags.output)
     shared = [
       *rest,
       f'--gin.TASK_DIR={flags.task_dir}',
       f'--gin.INITIAL_CHECKPOINT_PATH={flags.pretrained}',
     ]
-    runner, grid = Sweep(output, shared), parse_grid(flags.grid)
+    runner = Sweep(output, shared)
     results = []
     for task in flags.task.split(','):
       results.append(sweep_task(runner, task, grid, flags.seeds))
