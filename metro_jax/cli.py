@@ -255,9 +255,8 @@ def _parse_base(macro: str) -> None:
   """
   folder = _model_dir(macro)
   _parse_file(str(folder / 'config.gin'))
-  config = gin.config._CONFIG
-  if ('PRETRAINED_MODEL', 'gin.macro') not in config:
-    config['PRETRAINED_MODEL', 'gin.macro'] = {'value': _macro('MODEL')}
+  if _macro('PRETRAINED_MODEL') is None:
+    gin.parse_config(f'PRETRAINED_MODEL = {_macro("MODEL")!r}')
   gin.parse_config(f'VOCABULARY = {str(folder / "vocabulary.model")!r}')
 
 

@@ -43,6 +43,7 @@ _PARTS = {
     models.PretrainingModel,
     models.TextToText,
     models.TextToTextModel,
+    models.for_text,
     models.with_heads,
   ),
   'data': (
@@ -58,12 +59,14 @@ _PARTS = {
   'finetune': (finetune.PosteriorDifferential,),
   'downstream': (
     downstream.TaskDataset,
+    downstream.TextTaskDataset,
     downstream.best_metric,
     downstream.eval_datasets,
     downstream.heads,
     downstream.own_task,
     downstream.period,
     downstream.test_datasets,
+    downstream.text_task,
     downstream.train_steps,
     downstream.warmup_steps,
   ),

@@ -126,14 +126,7 @@ class TaskDataset:
 
   def examples(self, step: int, rows: slice | None = None) -> np.ndarray:
     """Numbers of a batch's examples, int64 [rows]; -1 is an empty one."""
-    place = np.arange(self.batch_size, dtype=np.int64)[rows or slice(None)]
-    if not self.shuffle:
-      index = step % self.steps_per_epoch * self.batch_size + place
-      return np.where(index < self.num_examples, index, -1)
-    epoch, within = np.divmod(
-      np.int64(step) * self.batch_size + place, self.num_examples
-    )
-    return hashing.permute(within, self.num_examples, self.seed, epoch)
+    return epoch_order(self, step, rows)
 
   def batch(
     self, step: int, rows: slice | None = None
@@ -194,19 +187,42 @@ class TaskDataset:
     return decode.predictions(task, records, self._parts[0], logits)
 
   def score(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Metrics of a whole split; arguments as those of `predictions`."""
+    """Metrics of a whole split, none of a test split: its labels are hidden.
+
+    Args:
+      outputs: as for `predictions`.
+    """
+    if self.split.startswith('test'):
+      return {}
     (task,), (records,) = self.tasks, self.records
     said = self.predictions(outputs)
     if task.score:
       return task.score(records, said)
     labels = [record.label for record in records]
-    if any(label is None for label in labels):
-      return {}
     return metrics.compute(task.metrics, labels, said)
 
   def save_assets(self, model_dir: str | os.PathLike) -> None:
     """Copies vocabulary.model there, with a JSON of what it is."""
     self.vocabulary.save(pathlib.Path(model_dir))
+
+
+def epoch_order(
+  dataset: Any, step: int, rows: slice | None = None
+) -> np.ndarray:
+  """Numbers of the examples of a batch, int64 [rows]; -1 is an empty one.
+
+  Args:
+    dataset: has batch_size, num_examples, steps_per_epoch, seed and shuffle.
+    step: which batch.
+    rows: which rows of the global batch; None for all.
+  """
+  size, count = dataset.batch_size, dataset.num_examples
+  place = np.arange(size, dtype=np.int64)[rows or slice(None)]
+  if not dataset.shuffle:
+    index = step % dataset.steps_per_epoch * size + place
+    return np.where(index < count, index, -1)
+  epoch, within = np.divmod(np.int64(step) * size + place, count)
+  return hashing.permute(within, count, dataset.seed, epoch)
 
 
 def with_folders(

@@ -52,7 +52,11 @@ METRICS: dict[str, Callable[..., float]] = {
 }
 
 # Those, and what tasks with a definition of their own report.
-METRIC_NAMES = (*METRICS, 'exact', 'best_f1', 'best_exact', 'f1a', 'em')
+METRIC_NAMES = (
+  *METRICS,
+  *('exact', 'best_f1', 'best_exact', 'f1a', 'em'),
+  *('rouge1', 'rouge2', 'rougeL'),
+)
 
 
 def compute(

@@ -8,13 +8,13 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from metro_jax.downstream import glue, nli, squad, superglue
+from metro_jax.downstream import glue, nli, squad, superglue, text
 from metro_jax.downstream.records import Record, Task
 from metro_jax.errors import UserError
 
 TASKS = {
   task.name: task
-  for module in (glue, nli, superglue, squad)
+  for module in (glue, nli, superglue, squad, text)
   for task in module.TASKS
 }
 Folder = str | os.PathLike
