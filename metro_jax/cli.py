@@ -256,7 +256,7 @@ def _parse_base(macro: str) -> None:
   folder = _model_dir(macro)
   _parse_file(str(folder / 'config.gin'))
   if _macro('PRETRAINED_MODEL') is None:
-    gin.parse_config(f'PRETRAINED_MODEL = {_macro("MODEL")!r}')
+    gin.bind_parameter('PRETRAINED_MODEL/gin.macro.value', _macro('MODEL'))
   gin.parse_config(f'VOCABULARY = {str(folder / "vocabulary.model")!r}')
 
 

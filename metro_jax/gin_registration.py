@@ -14,9 +14,9 @@ from metro_jax import (
   data,
   downstream,
   finetune,
-  finetuning,
   models,
   modules,
+  predictions,
   pretrain,
   training,
 )
@@ -70,7 +70,7 @@ _PARTS = {
     downstream.train_steps,
     downstream.warmup_steps,
   ),
-  'finetuning': (finetuning.columns, finetuning.predict),
+  'predictions': (predictions.columns, predictions.predict),
   'training': (
     training.CheckpointConfig,
     training.Partitioner,

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from metro_jax.errors import UserError
-from metro_jax.finetuning import RESULT
+from metro_jax.predictions import RESULT
 
 # The papers' search spaces, as macros of gin_configs/runs/finetune.gin.
 GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {

@@ -60,6 +60,7 @@ ALLOWED = {
   'metro_jax.downstream': {
     'metro_jax.downstream',
     'metro_jax.data',
+    'metro_jax.inference_text',
     'metro_jax.errors',
   },
   'metro_jax.training': {

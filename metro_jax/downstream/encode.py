@@ -20,6 +20,7 @@ from metro_jax.downstream.records import (
   Task,
 )
 from metro_jax.downstream.windows import Window, windows_of
+from metro_jax.inference_text import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,9 +138,10 @@ def _passages(
   length: int,
   stride: int,
 ) -> Encoded:
+  tokenize = Tokenizer(vocabulary)
   windows = list(
     itertools.chain.from_iterable(
-      windows_of(record, owner, vocabulary, length, stride)
+      windows_of(record, owner, tokenize, length, stride)
       for owner, record in enumerate(records)
     )
   )

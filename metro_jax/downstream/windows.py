@@ -14,6 +14,7 @@ import numpy as np
 from metro_jax.data import vocabularies
 from metro_jax.downstream.records import Passage
 from metro_jax.errors import UserError
+from metro_jax.inference_text import Tokenizer
 
 MAX_QUESTION = 64  # Tokens; longer ones lose their end, as in BERT's reader.
 
@@ -50,7 +51,7 @@ class Window:
 def windows_of(
   record: Passage,
   owner: int,
-  vocabulary: vocabularies.Vocabulary,
+  tokenize: Tokenizer,
   length: int,
   stride: int,
 ) -> Iterator[Window]:
@@ -59,11 +60,11 @@ def windows_of(
   Args:
     record: question and passage.
     owner: its number.
-    vocabulary: of the model.
+    tokenize: gives tokens with their places.
     length: most tokens in a row.
     stride: tokens from one window to the next.
   """
-  question = vocabulary.encode(record.question)[:MAX_QUESTION]
+  question = [t.id for t in tokenize(record.question)][:MAX_QUESTION]
   first = len(question) + 2
   room = length - first - 1
   if not 0 < stride <= room:
@@ -72,7 +73,9 @@ def windows_of(
       f' passage after a question, and windows move on by {stride} tokens;'
       ' make rows longer, or steps shorter'
     )
-  ids, spans = pieces_in(record.context, vocabulary)
+  tokens = tokenize(record.context)
+  ids = [token.id for token in tokens]
+  spans = [(token.start, token.end) for token in tokens]
   starts = [0]
   while starts[-1] + room < len(ids):
     starts.append(starts[-1] + stride)
@@ -96,34 +99,6 @@ def windows_of(
       widest,
       answer,
     )
-
-
-def pieces_in(
-  text: str, vocabulary: vocabularies.Vocabulary
-) -> tuple[list[int], list[tuple[int, int]]]:
-  """Ids of a text, and where each starts and ends in it.
-
-  Words are tokenised one by one, so that places hold whatever normalisation
-  does inside them; an id of a word stands for its share of it where the
-  pieces spell the word, and for the whole word otherwise.
-  """
-  ids: list[int] = []
-  spans: list[tuple[int, int]] = []
-  place = 0
-  for word in text.split():
-    start = text.index(word, place)
-    place = start + len(word)
-    found = vocabulary.encode(word)
-    lengths = [
-      len(vocabulary.piece(i).replace(vocabularies.SPACE, '')) for i in found
-    ]
-    at = start
-    for id_, size in zip(found, lengths, strict=True):
-      exact = sum(lengths) == len(word)
-      ids.append(id_)
-      spans.append((at, at + size) if exact else (start, place))
-      at += size
-  return ids, spans
 
 
 def _answer(

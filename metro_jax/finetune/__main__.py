@@ -21,7 +21,7 @@ def main() -> int:
     'gin_configs/runs/finetune.gin',
     USAGE,
     base='INITIAL_CHECKPOINT_PATH',
-    then='finetuning.predict',
+    then='predictions.predict',
   )
 
 

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from metro_jax import inference_text
 from metro_jax.downstream import decode, encode, registry, windows
 from metro_jax.downstream.dataset import TaskDataset
 from metro_jax.downstream.own import own_task
@@ -89,7 +90,8 @@ def test_windows_of_a_passage(vocabulary):
   context = 'the cat sat on the mat and the dog ran in the park'
   start = context.index('dog')
   record = Passage('x', 'who ran', context, (('dog ran', start),))
-  rows = list(windows.windows_of(record, 0, vocabulary, 11, 3))
+  tokenize = inference_text.Tokenizer(vocabulary)
+  rows = list(windows.windows_of(record, 0, tokenize, 11, 3))
   assert spell(vocabulary, rows[0].tokens) == (
     '[CLS] ▁who ▁ran [SEP] ▁the ▁cat ▁sat ▁on ▁the ▁mat [SEP]'
   )
@@ -110,15 +112,6 @@ def test_windows_of_a_passage(vocabulary):
   for number, row in enumerate(rows):
     shown[3 * number : 3 * number + len(row.spans)] += row.widest
   assert (shown == 1).all()
-
-
-def test_places_of_pieces_hold_through_normalisation(vocabulary):
-  text = '  The\u00a0cat,  ﬁne  (sat)'
-  ids, spans = windows.pieces_in(text, vocabulary)
-  assert len(ids) == len(spans)
-  assert {text[a:b] for a, b in spans} >= {'cat', 'ﬁne'}
-  joined = ''.join(dict.fromkeys(text[a:b] for a, b in spans))
-  assert joined.replace(' ', '').startswith('The')
 
 
 def test_answers_come_from_the_surest_window(vocabulary):
