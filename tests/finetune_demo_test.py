@@ -7,9 +7,10 @@ from metro_jax.scripts import finetune_demo
 
 
 def test_two_neighbours_change_places():
-  words = 'Returns the mean of the array axis by axis.'.split(' ')
+  text = 'Returns the mean of the array axis by axis.'
+  words = text.split(' ')
   for seed in range(20):
-    found = finetune_demo.exchange(' '.join(words), random.Random(seed))
+    found = finetune_demo.exchange(text, random.Random(seed))
     found = found.split(' ')
     moved = [
       n for n, (a, b) in enumerate(zip(words, found, strict=True)) if a != b
