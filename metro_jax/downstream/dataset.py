@@ -94,7 +94,10 @@ class TaskDataset:
     self.truncated = sum(part.truncated for part in self._parts)
     self.fingerprint = hashing.short_hash(
       VERSION,
-      [(t.name, _stamp(t, f, split)) for t, f in pairs],
+      [
+        (t.name, part.digest())
+        for t, part in zip(self.tasks, self._parts, strict=True)
+      ],
       split,
       length,
       batch_size,
@@ -243,16 +246,19 @@ def with_folders(
   ]
 
 
-def _stamp(task: Task, folder: str | os.PathLike, split: str) -> list:
-  """Sizes and times of a split's files."""
-  stats = [p.stat() for p in registry.paths(task, folder, split)]
-  return [(s.st_size, s.st_mtime_ns) for s in stats]
-
-
 @functools.lru_cache(maxsize=16)
-def _cached(task_key, folder, split, stamp, vocabulary, length, train, stride):
-  del stamp
-  task = task_key.task
+def _cached(
+  key: '_ByName',
+  folder: str,
+  split: str,
+  stamp: str,
+  vocabulary: pathlib.Path,
+  length: int,
+  train: bool,
+  stride: int,
+) -> tuple[Sequence[Record], Encoded]:
+  del stamp  # Of the files: other ones are read again.
+  task = key.task
   records = registry.read(task, folder, split)
   encoded = encode(
     task, records, vocabularies.Vocabulary(vocabulary), length, train, stride
@@ -269,7 +275,8 @@ class _ByName:
   """A task as a key: two of one name that read the same are the same."""
 
   def __init__(self, task: Task):
-    self.task, self._key = task, (task.name, task.labels, repr(task.read))
+    parts = (task.name, task.labels, task.splits, task.read)
+    self.task, self._key = task, repr(parts)
 
   def __eq__(self, other: object) -> bool:
     return isinstance(other, _ByName) and self._key == other._key
@@ -288,12 +295,10 @@ def _load(
   stride: int,
 ) -> tuple[Sequence[Record], Encoded]:
   """Reads and encodes once a process: gin builds a dataset more than once."""
-  registry.paths(task, folder, split)
-  stamp = (
-    str(_stamp(task, folder, split))
-    if registry.has(task, folder, split)
-    else ''
-  )
+  stamp = ''  # A file that is not there is for its reader to tell.
+  if registry.has(task, folder, split):
+    stats = [path.stat() for path in registry.paths(task, folder, split)]
+    stamp = repr([(s.st_size, s.st_mtime_ns) for s in stats])
   return _cached(
     _ByName(task), folder, split, stamp, vocabulary, length, train, stride
   )

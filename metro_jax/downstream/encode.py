@@ -6,6 +6,7 @@ tokens at the end of its longer text; how many rows did is counted.
 """
 
 import dataclasses
+import hashlib
 import itertools
 from collections.abc import Sequence
 
@@ -46,6 +47,13 @@ class Encoded:
   def __len__(self) -> int:
     """Units: examples as batches count them."""
     return len(self.owners)
+
+  def digest(self) -> str:
+    """Identity of the rows and their labels, wherever they were read from."""
+    found = hashlib.blake2b(self.labels.tobytes(), digest_size=8)
+    for row in self.rows:
+      found.update(len(row).to_bytes(4, 'little') + row.tobytes())
+    return found.hexdigest()
 
 
 def encode(

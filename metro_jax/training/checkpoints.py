@@ -100,6 +100,7 @@ class Checkpointer:
     options = ocp.CheckpointManagerOptions(
       step_prefix=PREFIX,
       preservation_policy=_what_to_keep(self._config),
+      best_fn=_quality if self._config.best else None,  # Writes metrics down.
       enable_async_checkpointing=self._config.asynchronous,
       cleanup_tmp_directories=True,
     )
