@@ -275,11 +275,13 @@ def _what_to_keep(
   config: CheckpointConfig,
 ) -> ocp.checkpoint_managers.PreservationPolicy:
   managers = ocp.checkpoint_managers
-  policies = [managers.LatestN(config.keep)]
+  policies = [managers.LatestN(n=config.keep)]
   if config.keep_period:
-    policies.append(managers.EveryNSteps(config.keep_period))
+    policies.append(managers.EveryNSteps(interval_steps=config.keep_period))
   if config.best:
-    best = managers.BestN(_quality, n=1, keep_checkpoints_without_metrics=False)
+    best = managers.BestN(
+      get_metric_fn=_quality, n=1, keep_checkpoints_without_metrics=False
+    )
     policies.append(best)
   return managers.AnyPreservationPolicy(policies)
 
