@@ -80,7 +80,7 @@ CONFINED = {
   'seqio': ('metro_jax.data', 'tasks'),
   'tensorflow': ('metro_jax.data', 'tasks'),
   'tensorflow_datasets': ('metro_jax.data', 'tasks'),
-  'sklearn': ('metro_jax.downstream',),
+  'sklearn': ('metro_jax.downstream', 'metro_jax.probe'),
   'rouge_score': ('metro_jax.downstream',),
 }
 
