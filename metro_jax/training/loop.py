@@ -162,7 +162,10 @@ def train(
         ' nothing to do; raise TRAIN_STEPS to go on'
       )
       return TrainResult(state, first_step)
-    progress.note(_start_line(first_step, train_steps, restored, model_dir))
+    given = initial_checkpoint_path
+    progress.note(
+      _start_line(first_step, train_steps, restored, model_dir, given)
+    )
 
     # ------------------------------------------------------------------
     # What is written: parameter table, vocabulary, metrics.
@@ -260,12 +263,17 @@ def train(
 
 
 def _start_line(
-  step: int, total: int, restored: Checkpoint | None, model_dir: str
+  step: int,
+  total: int,
+  restored: Checkpoint | None,
+  model_dir: str,
+  given: str | None,
 ) -> str:
   devices = jax.devices()
   where = f'{len(devices)} x {devices[0].device_kind}'
   if restored is None:
-    return f'training {model_dir} from scratch to step {total} on {where}'
+    start = f'parameters of {given}' if given else 'scratch'
+    return f'training {model_dir} from {start} to step {total} on {where}'
   position = restored.dataset.get('position', {})
   place = ', '.join(f'{k} {v}' for k, v in position.items())
   return f'resuming {model_dir} at step {step} of {total} ({place}) on {where}'
