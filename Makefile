@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # make quickstart   install into .venv, then text in, pretrained encoder out
+# make finetune-demo   the quickstart's model on a task, and one untrained
 # make test         install into .venv, then the whole suite
 #
 # Another interpreter: make quickstart PYTHON=python3.12
@@ -18,8 +19,8 @@ INSTALLED := $(VENV)/.installed$(addprefix -,$(EXTRAS))
 INSTALLED_TEST := $(INSTALLED)-test
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-test quickstart test test-slow fault-test lint \
-  format clean
+.PHONY: help install install-test quickstart finetune-demo test test-slow \
+  fault-test lint format clean
 
 help:
 	@sed -n 's/^# \{0,1\}\(make .*\)/\1/p; s/^# \(An.*:.*\)/\1/p' Makefile
@@ -47,6 +48,9 @@ install-test: $(INSTALLED_TEST)
 
 quickstart: $(INSTALLED)
 	@$(BIN)/python -m metro_jax.scripts.quickstart $(ARGS)
+
+finetune-demo: $(INSTALLED)
+	@$(BIN)/python -m metro_jax.scripts.finetune_demo $(ARGS)
 
 test: $(INSTALLED_TEST)
 	$(BIN)/python -m pytest -n 2 -m 'not slow' $(PYTEST_FLAGS)

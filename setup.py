@@ -23,6 +23,8 @@ _REQUIRED = [
   'optax>=0.2.8',
   'orbax-checkpoint>=0.12.8',
   'rich>=13.0',
+  'rouge-score>=0.1.2',
+  'scikit-learn>=1.5',
   'sentencepiece>=0.2.0',
   'seqio>=0.0.20',
   'tensorboard>=2.19',  # clu.metric_writers imports it.
@@ -64,7 +66,6 @@ setuptools.setup(
       'pytest>=8.0',
       'pytest-xdist>=3.5',
       'ruff>=0.9',
-      'scikit-learn>=1.5',
     ],
   },
 )

@@ -9,9 +9,7 @@ much (jax, gin's configurables) is imported after flags have been understood.
 """
 
 import ast
-import difflib
 import errno
-import inspect
 import os
 import pathlib
 import re
@@ -25,8 +23,9 @@ import gin
 import jax
 from absl import flags
 
-from metro_jax import gin_safety, hosts
+from metro_jax import gin_messages, gin_safety, hosts
 from metro_jax.errors import UserError
+from metro_jax.gin_messages import did_you_mean, one_line
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 USER_ERROR = 2
@@ -83,6 +82,8 @@ def main(
   usage: str,
   argv: Sequence[str] | None = None,
   body: Callable[[], int] | None = None,
+  base: str | None = None,
+  then: str | None = None,
 ) -> int:
   """Runs one entry point of gin and returns the exit code.
 
@@ -92,6 +93,9 @@ def main(
     usage: First lines of --help.
     argv: Words of the command line; default those of the process.
     body: Called instead of the entry point, which it may `build`.
+    base: Macro that names a MODEL_DIR, or a checkpoint in one, which the run
+      starts from: its config.gin is read before the run file.
+    then: Another configurable, called when the first has ended well.
 
   Returns:
     0, 2 after a mistake of the user, 130 after Ctrl-C.
@@ -99,7 +103,7 @@ def main(
   try:
     if not _parse_flags(list(argv or sys.argv), usage):
       return 0
-    return _run(entry, run_file, body)
+    return _run(entry, run_file, body, base, then)
   except UserError as error:
     # gin appends lines of its own to an error that passes through it.
     print(f'error: {str(error).splitlines()[0]}', file=sys.stderr)
@@ -128,7 +132,7 @@ def _parse_flags(argv: list[str], usage: str) -> bool:
   try:
     words = flags.FLAGS(rewrite(argv))
   except flags.Error as error:
-    raise UserError(f'{_one_line(error)} (--help lists the flags)') from None
+    raise UserError(f'{one_line(error)} (--help lists the flags)') from None
   if len(words) > 1:
     raise UserError(
       f'{words[1]!r} is not a flag; write --gin_file=FILE or --gin.NAME=VALUE'
@@ -175,12 +179,18 @@ def quote_bare(value: str, name: str = '') -> str:
   return repr(value) if is_path and isinstance(literal, int) else value
 
 
-def _run(entry: str, run_file: str, body: Callable[[], int] | None) -> int:
+def _run(
+  entry: str,
+  run_file: str,
+  body: Callable[[], int] | None,
+  base: str | None,
+  then: str | None,
+) -> int:
   """Sets up the process, reads the configuration, calls the entry point."""
   from metro_jax.training import model_dir  # Seconds that --help need not pay.
 
   _set_up_process(join=body is None)
-  _read_config(entry, run_file)
+  _read_config(entry, run_file, base)
   if body:
     return body()
   arguments = {}
@@ -192,6 +202,8 @@ def _run(entry: str, run_file: str, body: Callable[[], int] | None) -> int:
     arguments = {'process_index': _INDEX.value, 'process_count': _COUNT.value}
   result = gin.get_configurable(entry)(**arguments)
   stopped = getattr(result, 'signal', None)
+  if then and stopped is None and not _DRY_RUN.value:
+    gin.get_configurable(then)()
   return 128 + stopped if stopped == signal.SIGINT else 0
 
 
@@ -215,20 +227,22 @@ def _set_up_process(join: bool) -> None:
 # ----------------------------------------------------------------------
 
 
-def _read_config(entry: str, run_file: str) -> None:
+def _read_config(entry: str, run_file: str, base: str | None) -> None:
   """Parses the run file, the user's files and the user's bindings."""
   # Gin's other reader takes folders for Python packages, and fails on those
   # that are none.
   gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
   for path in (str(ROOT), str(ROOT / 'gin_configs'), *_SEARCH_PATHS.value):
     gin.add_config_file_search_path(path)
+  if base:
+    _parse_base(base)
   _parse_file(run_file)
   if _SAFE_GIN.value:
     gin_safety.restrict(gin.config, _SAFE_IMPORTS.value)
   files = list(_GIN_FILE.value)
   if entry == 'training.evaluate':
-    files.insert(0, str(_trained_config()))
-  elif not files:
+    files.insert(0, str(_model_dir('MODEL_DIR') / 'config.gin'))
+  elif not files and not base:
     raise UserError(
       'no recipe: add --gin_file=metro_lm/tiny.gin, or another of gin_configs/'
     )
@@ -247,31 +261,43 @@ def _read_config(entry: str, run_file: str) -> None:
   try:
     gin.finalize()
   except (ValueError, NameError) as error:
-    raise UserError(_one_line(error)) from None
+    raise UserError(one_line(error)) from None
 
 
-def _trained_config() -> pathlib.Path:
-  """config.gin of the MODEL_DIR that the command line names."""
+def _parse_base(base: str) -> None:
+  """Parses config.gin of the run to start from, and keeps its model.
+
+  Its vocabulary goes with its parameters, wherever it was made.
+  """
+  folder = _model_dir(base)
+  _parse_file(str(folder / 'config.gin'))
+  if macro('PRETRAINED_MODEL') is None:
+    gin.bind_parameter('PRETRAINED_MODEL/gin.macro.value', macro('MODEL'))
+  gin.parse_config(f'VOCABULARY = {str(folder / "vocabulary.model")!r}')
+
+
+def _model_dir(name: str) -> pathlib.Path:
+  """The MODEL_DIR that the command line names; a checkpoint lies in one."""
   for binding in reversed(_GIN_BINDINGS.value):
-    name, _, value = binding.partition('=')
-    if name.strip() == 'MODEL_DIR':
-      path = (
-        pathlib.Path(str(gin.config.parse_value(value.strip()))) / 'config.gin'
-      )
-      if not path.is_file():
+    given, _, value = binding.partition('=')
+    if given.strip() == name:
+      path = pathlib.Path(str(gin.config.parse_value(value.strip())))
+      if re.fullmatch(r'checkpoint_\d+', path.name):
+        path = path.parent
+      if not (path / 'config.gin').is_file():
         raise UserError(
-          f'{path} does not exist; MODEL_DIR must be a folder that'
+          f'{path}/config.gin does not exist; {name} must be a folder that'
           ' metro_jax.train made'
         )
       return path
-  raise UserError('MODEL_DIR is not set: add --gin.MODEL_DIR=FOLDER')
+  raise UserError(f'{name} is not set: add --gin.{name}=FOLDER')
 
 
 def _parse_file(path: str) -> None:
   try:
     gin.parse_config_file(path)
   except OSError as error:
-    raise UserError(f'--gin_file={path}: {_one_line(error)}') from None
+    raise UserError(f'--gin_file={path}: {one_line(error)}') from None
   except (
     ValueError,
     SyntaxError,
@@ -294,7 +320,7 @@ def _parse_binding(binding: str, known: Mapping[str, Any]) -> None:
   name, _, value = (part.strip() for part in binding.partition('='))
   if re.fullmatch(r'\w+', name):
     if name not in known:
-      raise UserError(f'unknown parameter {name}{_did_you_mean(name, known)}')
+      raise UserError(f'unknown parameter {name}{did_you_mean(name, known)}')
     value = _as_type_of(known[name], name, value)
   try:
     gin.parse_config(f'{name} = {value}')
@@ -357,31 +383,4 @@ def build(entry: str, **macros: Any) -> Any:
 
 
 def _explain(error: Exception) -> str:
-  """Gin's message on one line, with the nearest name that does exist."""
-  message = _one_line(error)
-  unknown = re.search(
-    r"'([\w./]+)' doesn't have a parameter named '(\w+)'", message
-  )
-  registry = gin.config._REGISTRY
-  if unknown:
-    target = registry.get_match(unknown.group(1).split('/')[-1]).wrapped
-    names = inspect.signature(target).parameters
-    return message + _did_you_mean(unknown.group(2), names)
-  unknown = re.search(
-    r"No configurable matching (?:reference )?'@?([\w./]+)", message
-  )
-  if unknown:
-    names = [name for name in registry._selector_map if '.' in name]
-    return message + _did_you_mean(unknown.group(1).split('/')[-1], names)
-  return message
-
-
-def _did_you_mean(name: str, names: Iterable[str]) -> str:
-  near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-  return f'; did you mean {near[0]}?' if near else ''
-
-
-def _one_line(error: Exception) -> str:
-  """A message without gin's quotation of where it was."""
-  text = str(error.args[0] if error.args else error)
-  return ' '.join(text.split('\n  In ')[0].split())
+  return gin_messages.explain(error, gin.config._REGISTRY)

@@ -10,7 +10,17 @@ not configured.
 
 import gin
 
-from metro_jax import data, models, modules, offline, pretrain, training
+from metro_jax import (
+  data,
+  downstream,
+  finetune,
+  models,
+  modules,
+  offline,
+  predictions,
+  pretrain,
+  training,
+)
 
 _PARTS = {
   'modules': (
@@ -56,6 +66,8 @@ _PARTS = {
     models.PretrainingModel,
     models.TextToText,
     models.TextToTextModel,
+    models.for_text,
+    models.with_heads,
   ),
   'data': (
     data.CorruptedStream,
@@ -69,13 +81,29 @@ _PARTS = {
     data.row_length,
     data.target_length,
   ),
+  'finetune': (finetune.PosteriorDifferential,),
+  'downstream': (
+    downstream.TaskDataset,
+    downstream.TextTaskDataset,
+    downstream.best_metric,
+    downstream.eval_datasets,
+    downstream.heads,
+    downstream.own_task,
+    downstream.period,
+    downstream.test_datasets,
+    downstream.text_task,
+    downstream.train_steps,
+    downstream.warmup_steps,
+  ),
   'offline': (offline.corrupt,),
+  'predictions': (predictions.columns, predictions.predict),
   'training': (
     training.CheckpointConfig,
     training.Guard,
     training.PartialCheckpoint,
     training.Partitioner,
     training.Plan,
+    training.adamax,
     training.adamw,
     training.constant,
     training.evaluate,

@@ -269,6 +269,11 @@ def load(
       ' run'
     )
   model = gin_loading.load_model(folder / 'config.gin')
+  if not hasattr(model, 'predict_batch'):
+    raise UserError(
+      f'model_dir {folder}: was fine-tuned, and answers for the files of its'
+      ' task only (docs/finetuning.md); give the MODEL_DIR of a pretraining run'
+    )
   vocabulary = data.Vocabulary(folder)
   checkpoint = restore.find_checkpoint(str(folder), step)
   found = int(checkpoint.name.removeprefix(f'{restore.PREFIX}_'))

@@ -36,8 +36,17 @@ ALLOWED = {
     'metro_jax.metrics',
     'metro_jax.errors',
   },
+  'metro_jax.finetune': {
+    'metro_jax.finetune',
+    'metro_jax.modules',
+    'metro_jax.ops',
+    'metro_jax.metrics',
+    'metro_jax.errors',
+  },
+  'metro_jax.finetune.__main__': {'metro_jax.cli'},
   'metro_jax.models': {
     'metro_jax.models',
+    'metro_jax.finetune',
     'metro_jax.pretrain',
     'metro_jax.modules',
     'metro_jax.losses',
@@ -48,6 +57,12 @@ ALLOWED = {
   },
   'metro_jax.decoding': {'metro_jax.ops', 'metro_jax.errors'},
   'metro_jax.data': {'metro_jax.data', 'metro_jax.errors'},
+  'metro_jax.downstream': {
+    'metro_jax.downstream',
+    'metro_jax.data',
+    'metro_jax.inference_text',
+    'metro_jax.errors',
+  },
   'metro_jax.training': {
     'metro_jax.training',
     'metro_jax.models.base',
@@ -67,6 +82,8 @@ CONFINED = {
   'seqio': ('metro_jax.data', 'tasks'),
   'tensorflow': ('metro_jax.data', 'tasks'),
   'tensorflow_datasets': ('metro_jax.data', 'tasks'),
+  'sklearn': ('metro_jax.downstream', 'metro_jax.probe'),
+  'rouge_score': ('metro_jax.downstream',),
 }
 
 
@@ -149,7 +166,8 @@ import sys
 for name in ('gin', 'clu', 'seqio', 'tensorflow', 'tensorflow_datasets'):
   sys.modules[name] = None  # Importing it raises ImportError.
 import pallas_kernels
-from metro_jax import flops, losses, metrics, models, modules, ops, pretrain
+from metro_jax import (
+  finetune, flops, losses, metrics, models, modules, ops, pretrain)
 from metro_jax.training import (
   optimizers, partitioning, schedules, state, step)
 from metro_jax.data import masking, token_cache, token_dataset

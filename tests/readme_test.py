@@ -23,7 +23,11 @@ PAGES = [
   *sorted((ROOT / 'docs').glob('*.md')),
 ]
 RECIPES = sorted((ROOT / 'gin_configs' / 'metro_lm').glob('*.gin'))
-TRAINER = ('metro_jax.train', 'metro_jax.evaluate')
+TRAINER = {
+  'metro_jax.train': 'gin_configs/runs/pretrain.gin',
+  'metro_jax.evaluate': 'gin_configs/runs/pretrain.gin',
+  'metro_jax.finetune': 'gin_configs/runs/finetune.gin',
+}
 
 pytest_plugins = ('tiny_run',)
 
@@ -125,11 +129,11 @@ def test_recipes_parse_and_build(recipe, configuration):
 def test_bindings_in_commands_parse(configuration):
   seen = 0
   for page, words in COMMANDS:
-    for module in TRAINER:
+    for module, run_file in TRAINER.items():
       if module not in words:
         continue
       gin.clear_config()
-      gin.parse_config_file('gin_configs/runs/pretrain.gin')
+      gin.parse_config_file(run_file)
       files = [w.split('=', 1)[1] for w in words if w.startswith('--gin_file=')]
       for file in files or ['metro_lm/tiny.gin']:
         if file != 'my.gin':  # The recipe that docs/recipes.md writes.

@@ -60,3 +60,9 @@ class Model(Protocol):
 
   def flops_per_step(self, batch_shape: tuple[int, int]) -> float:
     """Model FLOPs of a training step on a batch of [batch, length]."""
+
+  def outputs(self, params: Params, batch: Batch) -> Mapping[str, jax.Array]:
+    """Predictions of a batch, [batch, ...] each, for a dataset's `score`.
+
+    Asked only with datasets that have a `score`; other models need none.
+    """

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from metro_jax import losses
 from metro_jax.errors import UserError
 from metro_jax.pretrain import (
   MLM,
@@ -94,6 +95,26 @@ def fill(
     ids.astype(jnp.int32),
     jnp.exp(values - normalizer),
   )
+
+
+def score(
+  pretrainer: Pretrainer, batch: Batch, head: str = 'auxiliary'
+) -> jax.Array:
+  """Log-probability of what stands at masked positions.
+
+  Args:
+    pretrainer: bound to parameters.
+    batch: with encoder_target_tokens, the original, and encoder_loss_weights.
+    head: as in `fill`.
+
+  Returns:
+    float32 [batch], summed over the masked positions of a row.
+  """
+  _check_head(pretrainer, head)
+  masked = MaskedTokens.from_batch(batch, pretrainer.max_predictions)
+  token_logits = _HEADS[head](pretrainer, masked)
+  loss = losses.token_cross_entropy(token_logits, masked.targets).loss
+  return -jnp.sum(loss * masked.weights, axis=1)
 
 
 def _auxiliary(pretrainer, masked):

@@ -26,6 +26,7 @@ _MODES = {
   'detect': prediction.detect,
   'fill': prediction.fill,
   'encode': prediction.encode,
+  'score': prediction.score,
 }
 
 
@@ -138,12 +139,14 @@ class PretrainingModel:
     Args:
       params: parameters.
       batch: encoder_input_tokens [batch, length], and what goes with it.
-      mode: 'detect', 'fill' or 'encode': a function of `models.prediction`.
+      mode: 'detect', 'fill', 'encode' or 'score': a function of
+        `models.prediction`.
       **options: of that function.
 
     Returns:
       detect: p(replaced), float32 [batch, length]; fill: `Fill`; encode: the
-      main model's hidden states [batch, length, embed_dim].
+      main model's hidden states [batch, length, embed_dim]; score:
+      log-probabilities, float32 [batch].
     """
     if mode not in _MODES:
       raise UserError(f'mode: {mode!r} is not one of {tuple(_MODES)}')

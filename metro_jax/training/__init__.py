@@ -12,6 +12,7 @@ from metro_jax.training.guards import Guard, NoGuard
 from metro_jax.training.loop import TrainResult, train
 from metro_jax.training.optimizers import (
   Optimizer,
+  adamax,
   adamw,
   muon,
   width_factor,
@@ -27,6 +28,7 @@ from metro_jax.training.schedules import constant, linear_warmup_decay, rsqrt
 from metro_jax.training.state import TrainState
 
 __all__ = [
+  'adamax',
   'adamw',
   'CheckpointConfig',
   'Checkpointer',

@@ -14,6 +14,7 @@ agrees with its seal, restoring falls back to the one before.
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 import pathlib
 import re
@@ -43,12 +44,15 @@ class CheckpointConfig:
     period: Steps between checkpoints.
     keep: How many of the newest to keep; None keeps all.
     keep_period: Also keep every checkpoint whose step this divides.
+    best: Also keep the checkpoint at which this metric of an evaluation was
+      highest, e.g. 'validation/accuracy'; of equals, the newest.
     asynchronous: Write in the background while training goes on.
   """
 
   period: int = 1000
   keep: int | None = 3
   keep_period: int | None = None
+  best: str | None = None
   asynchronous: bool = True
 
   def __post_init__(self):
@@ -100,8 +104,8 @@ class Checkpointer:
   def _open(self) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
       step_prefix=PREFIX,
-      max_to_keep=self._config.keep,
-      keep_period=self._config.keep_period,
+      preservation_policy=_what_to_keep(self._config),
+      best_fn=_quality if self._config.best else None,  # Writes metrics down.
       async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
       cleanup_tmp_directories=True,
     )
@@ -113,7 +117,11 @@ class Checkpointer:
       integrity.seal(folder)
 
   def save(
-    self, state: TrainState, dataset: Mapping[str, Any], window: PyTree
+    self,
+    state: TrainState,
+    dataset: Mapping[str, Any],
+    window: PyTree,
+    metrics: Mapping[str, float] | None = None,
   ) -> None:
     """Starts writing a checkpoint. A failure is told, and training goes on.
 
@@ -123,6 +131,7 @@ class Checkpointer:
       state: The train state.
       dataset: JSON of the data's identity and position.
       window: Metrics summed since they were last logged.
+      metrics: Those of the evaluations of this state, by evaluation/metric.
     """
     self.wait()
     step = int(state.step)
@@ -139,14 +148,20 @@ class Checkpointer:
       guard=ocp.args.JsonSave(_encode(state.guard)),
     )
     try:
-      self._manager.save(step, args=items, force=True)
+      best = (metrics or {}).get(self._config.best or '')
+      scored = {} if best is None else {'metrics': {'best': best}}
+      self._manager.save(step, args=items, force=True, **scored)
     except (OSError, ValueError) as error:
       self._recover(step, error)
     if not self._config.asynchronous:
       self.wait()
 
   def save_final(
-    self, state: TrainState, dataset: Mapping[str, Any], window: PyTree
+    self,
+    state: TrainState,
+    dataset: Mapping[str, Any],
+    window: PyTree,
+    metrics: Mapping[str, float] | None = None,
   ) -> None:
     """Writes the last checkpoint, unless it is there, and waits for it.
 
@@ -159,7 +174,7 @@ class Checkpointer:
     def attempt() -> None:
       self._failure = None
       if step not in self.steps():
-        self.save(state, dataset, window)
+        self.save(state, dataset, window, metrics)
         self.wait()
       if self._failure:
         raise self._failure
@@ -287,6 +302,27 @@ class Checkpointer:
     """Waits for the write under way."""
     self.wait()
     self._manager.close()
+
+
+def _what_to_keep(
+  config: CheckpointConfig,
+) -> ocp.checkpoint_managers.PreservationPolicy:
+  managers = ocp.checkpoint_managers
+  policies = [managers.LatestN(n=config.keep)]
+  if config.keep_period:
+    policies.append(managers.EveryNSteps(interval_steps=config.keep_period))
+  if config.best:
+    best = managers.BestN(
+      get_metric_fn=_quality, n=1, keep_checkpoints_without_metrics=False
+    )
+    policies.append(best)
+  return managers.AnyPreservationPolicy(policies)
+
+
+def _quality(metrics: Mapping[str, float]) -> float:
+  """NaN, of a run that has diverged, is the worst."""
+  value = metrics['best']
+  return value if value == value else -math.inf
 
 
 def _encode(window: PyTree) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from metro_jax import metrics as metrics_lib
 from metro_jax.errors import UserError
@@ -29,6 +30,9 @@ PyTree = Any
 
 class Evaluator:
   """Runs a model over the first batches of a dataset.
+
+  A dataset with a `score` is given the model's predictions, of all rows in
+  order, and answers with metrics: those that are no sums over examples.
 
   Attributes:
     dataset: The data.
@@ -58,8 +62,9 @@ class Evaluator:
     self.steps = min(n for n in (steps, available) if n is not None)
     self._partitioner = partitioner
     self._zeros: Callable[[], PyTree] | None = None
+    self._scored = hasattr(dataset, 'score')
     self._eval_step = jax.jit(
-      step_lib.make_eval_step(model),
+      step_lib.make_eval_step(model, self._scored),
       donate_argnums=1,
       out_shardings=partitioner.replicated,
     )
@@ -68,22 +73,35 @@ class Evaluator:
     self, params: PyTree, stop: Callable[[], bool] = lambda: False
   ) -> dict[str, float] | None:
     """Metrics of the parameters, or None if asked to stop."""
-    window = None
+    metrics, _ = self.predict(params, stop)
+    return metrics
+
+  def predict(
+    self, params: PyTree, stop: Callable[[], bool] = lambda: False
+  ) -> tuple[dict[str, float] | None, dict[str, np.ndarray]]:
+    """Metrics, and the predictions [rows, ...] for a dataset with `score`."""
+    window, parts = None, []
     sharding = self._partitioner.batch_sharding
     batches = device_batches(self.dataset, sharding, range(self.steps))
     with contextlib.closing(batches):
       for index, batch in enumerate(batches):
         if stop():
-          return None
+          return None, {}
         number = jnp.asarray(index, jnp.int32)
         if window is None:
           window = self._empty_window(params, batch, number)
-        window = self._eval_step(params, window, batch, number)
-    return metrics_lib.compute(jax.device_get(window))
+        window, outputs = self._eval_step(params, window, batch, number)
+        if self._scored:
+          parts.append(jax.device_get(outputs))
+    metrics = metrics_lib.compute(jax.device_get(window))
+    if not self._scored:
+      return metrics, {}
+    predictions = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    return metrics | self.dataset.score(predictions), predictions
 
   def _empty_window(self, params: PyTree, *inputs: PyTree) -> PyTree:
     if self._zeros is None:
-      shapes = jax.eval_shape(self._eval_step, params, None, *inputs)
+      shapes, _ = jax.eval_shape(self._eval_step, params, None, *inputs)
       self._zeros = jax.jit(
         lambda: step_lib.zeros_like(shapes),
         out_shardings=self._partitioner.replicated,
@@ -111,6 +129,12 @@ class Evaluation:
     }
     self._progress = progress
     self._writers: dict[str, summaries.MetricWriter] = {}
+    self._latest: dict[str, float] = {}
+    self._latest_step = -1
+
+  def metrics(self, step: int) -> dict[str, float]:
+    """What was measured at a step, by dataset/metric; empty for others."""
+    return self._latest if step == self._latest_step else {}
 
   def open(
     self,
@@ -129,6 +153,9 @@ class Evaluation:
         continue
       metrics = evaluator.run(state.params, lambda: stop.requested(step))
       if metrics is not None:
+        if step != self._latest_step:
+          self._latest, self._latest_step = {}, step
+        self._latest |= {f'{name}/{k}': v for k, v in metrics.items()}
         self._writers[name].write(step, metrics)
         self._progress.report_eval(step, name, metrics)
 

@@ -180,4 +180,4 @@ class Run:
       'course': dataclasses.asdict(course),
     }
     save = self.checkpointer.save_final if final else self.checkpointer.save
-    save(state, about, window)
+    save(state, about, window, self.evaluation.metrics(step))

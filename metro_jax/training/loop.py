@@ -159,6 +159,9 @@ def train(
         model, optimizer, train_dataset, partitioner, layout, random_seed
       )
       if initial_checkpoint_path:
+        checks.check_assets(
+          train_dataset, restore.find_checkpoint(initial_checkpoint_path).parent
+        )
         state = restore.load_initial(
           state, initial_checkpoint_path, initial_parameters
         )
@@ -171,7 +174,10 @@ def train(
         ' nothing to do; raise TRAIN_STEPS to go on'
       )
       return TrainResult(state, first_step)
-    progress.note(_start_line(first_step, train_steps, restored, model_dir))
+    given = initial_checkpoint_path
+    progress.note(
+      _start_line(first_step, train_steps, restored, model_dir, given)
+    )
     checks.write_assets(train_dataset, model_dir, page)
 
     # ------------------------------------------------------------------
@@ -240,12 +246,17 @@ def train(
 
 
 def _start_line(
-  step: int, total: int, restored: Checkpoint | None, model_dir: str
+  step: int,
+  total: int,
+  restored: Checkpoint | None,
+  model_dir: str,
+  given: str | None,
 ) -> str:
   devices = jax.devices()
   where = f'{len(devices)} x {devices[0].device_kind}'
   if restored is None:
-    return f'training {model_dir} from scratch to step {total} on {where}'
+    start = f'parameters of {given}' if given else 'scratch'
+    return f'training {model_dir} from {start} to step {total} on {where}'
   position = restored.dataset.get('position', {})
   place = ', '.join(f'{k} {v}' for k, v in position.items())
   return f'resuming {model_dir} at step {step} of {total} ({place}) on {where}'

@@ -16,6 +16,7 @@ import optax
 from optax import contrib
 
 from metro_jax.errors import UserError
+from metro_jax.training.layer_decay import scale_by_depth
 from metro_jax.training.schedules import Schedule
 from metro_jax.training.state import named_leaves, path_names
 
@@ -48,6 +49,7 @@ def adamw(
   frozen: Sequence[str] = (),
   clip_norm_of_parts: float | None = None,
   rate_factors: Mapping[str, float] | None = None,
+  layer_decay: float | None = None,
 ) -> Optimizer:
   """Adam with decoupled weight decay, after clipping the global norm.
 
@@ -72,6 +74,8 @@ def adamw(
     rate_factors: Name (a regular expression) -> factor of the learning rate,
       of which weight decay takes no part; the first that matches counts. See
       `width_factor`.
+    layer_decay: Factor from each layer's learning rate to that of the layer
+      below it, see `layer_decay.scale_by_depth`; None for none.
 
   Returns:
     An optimizer.
@@ -89,7 +93,51 @@ def adamw(
     optax.scale_by_learning_rate(schedule),
   )
   return _optimizer(
-    decayed, schedule, 'adamw', clip_norm, frozen, clip_norm_of_parts
+    decayed,
+    schedule,
+    'adamw',
+    clip_norm,
+    frozen,
+    clip_norm_of_parts,
+    layer_decay,
+  )
+
+
+def adamax(
+  learning_rate: float | Schedule,
+  b1: float = 0.9,
+  b2: float = 0.98,
+  epsilon: float = 1e-6,
+  weight_decay: float = 0.01,
+  clip_norm: float | None = 1.0,
+  no_decay: Sequence[str] = (),
+  frozen: Sequence[str] = (),
+  layer_decay: float | None = None,
+) -> Optimizer:
+  """AdaMax with decoupled weight decay: Adam with a maximum for its root.
+
+  What Fast-ELECTRA fine-tunes with (Table 4). Arguments as those of `adamw`;
+  epsilon is added to the magnitude before the maximum is taken.
+
+  Returns:
+    An optimizer.
+  """
+  schedule = _schedule(learning_rate)
+  decayed = optax.adamaxw(
+    schedule,
+    b1=b1,
+    b2=b2,
+    eps=epsilon,
+    weight_decay=weight_decay,
+    mask=lambda params: _unmatched(params, no_decay, 'adamax.no_decay'),
+  )
+  return _optimizer(
+    decayed,
+    schedule,
+    'adamax',
+    clip_norm,
+    frozen,
+    layer_decay=layer_decay,
   )
 
 
@@ -176,8 +224,9 @@ def _optimizer(
   clip_norm: float | None,
   frozen: Sequence[str],
   clip_norm_of_parts: float | None = None,
+  layer_decay: float | None = None,
 ) -> Optimizer:
-  """The transformation behind clipping, on what is not frozen."""
+  """Clipping before, rates by layer after, and nothing for the frozen."""
   norms = {'clip_norm': clip_norm, 'clip_norm_of_parts': clip_norm_of_parts}
   for argument, norm in norms.items():
     if norm is not None and norm <= 0:
@@ -192,7 +241,10 @@ def _optimizer(
   )
   if clip_norm_of_parts is not None:
     clip = optax.chain(_clip_parts(clip_norm_of_parts), clip)
-  transformation = optax.chain(clip, transformation)
+  parts = [clip, transformation]
+  if layer_decay is not None:
+    parts.append(scale_by_depth(layer_decay))
+  transformation = optax.chain(*parts)
   if frozen:
     transformation = _freeze(transformation, frozen, f'{name}.frozen')
   return Optimizer(transformation.init, transformation.update, schedule)

@@ -99,22 +99,31 @@ def make_train_step(
 
 
 def make_eval_step(
-  model: Model,
-) -> Callable[[PyTree, Metrics, Batch, jax.Array], Metrics]:
-  """Builds (params, window, batch, index) -> window + metrics of the batch.
+  model: Model, outputs: bool = False
+) -> Callable[[PyTree, Metrics, Batch, jax.Array], tuple[Metrics, Any]]:
+  """Builds the function of one batch of an evaluation.
 
   The key depends on the batch's index only, so that evaluations at different
   steps of training are comparable and repeatable to the bit.
+
+  Args:
+    model: Its loss_fn is called with train=False.
+    outputs: Whether to return the model's predictions as well. They come of
+      the same forward pass, which XLA computes once.
+
+  Returns:
+    (params, window, batch, index) -> (window + metrics of the batch,
+    predictions or None).
   """
 
   def eval_step(
     params: PyTree, window: Metrics | None, batch: Batch, index: jax.Array
-  ) -> Metrics:
+  ) -> tuple[Metrics, Any]:
     rng = jax.random.fold_in(jax.random.key(0), index)
-    loss, metrics = model.loss_fn(
-      params, number_rows(batch), rng, index, train=False
-    )
-    return add_to(window, {'loss': once(loss), **metrics})
+    batch = number_rows(batch)
+    loss, metrics = model.loss_fn(params, batch, rng, index, train=False)
+    window = add_to(window, {'loss': once(loss), **metrics})
+    return window, model.outputs(params, batch) if outputs else None
 
   return eval_step
 

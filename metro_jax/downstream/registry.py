@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tasks by name, and their files in a folder."""
+
+import dataclasses
+import difflib
+import functools
+import os
+import pathlib
+from collections.abc import Sequence
+
+from metro_jax.downstream import glue, nli, squad, superglue, text
+from metro_jax.downstream.records import Record, Task
+from metro_jax.errors import UserError
+
+TASKS = {
+  task.name: task
+  for module in (glue, nli, superglue, squad, text)
+  for task in module.TASKS
+}
+Folder = str | os.PathLike
+
+
+def resolve(task: str | Task, folder: Folder) -> Task:
+  """A task by name, or the user's own with its classes filled in.
+
+  Args:
+    task: name or task.
+    folder: where its files are; read for classes that were left open.
+  """
+  if isinstance(task, str):
+    if task not in TASKS:
+      near = difflib.get_close_matches(task, TASKS, n=1)
+      hint = f'; did you mean {near[0]}?' if near else ''
+      raise UserError(
+        f'TASK: there is no task {task!r}{hint} It is one of {sorted(TASKS)},'
+        ' or @downstream.own_task()'
+      )
+    return TASKS[task]
+  if task.kind != 'classification' or task.labels:
+    return task
+  found = {str(record.label) for record in read(task, folder, 'train')}
+  labels = tuple(sorted(found))
+  bound = functools.partial(task.read, labels=labels)
+  return dataclasses.replace(task, labels=labels, read=bound)
+
+
+def paths(task: Task, folder: Folder, split: str) -> list[pathlib.Path]:
+  """Files of a split, in the task's folder or in the benchmark's."""
+  root = pathlib.Path(folder).expanduser()
+  if not root.is_dir():
+    raise UserError(f'TASK_DIR: {root} is not a folder')
+  if split not in task.splits:
+    raise UserError(
+      f'{task.name} has no split {split!r}; it has {list(task.splits)}'
+    )
+  inside = root / task.folder
+  chosen = inside if task.folder and inside.is_dir() else root
+  return [chosen / name for name in task.splits[split]]
+
+
+def has(task: Task, folder: Folder, split: str) -> bool:
+  """Whether all files of a split are there."""
+  return split in task.splits and all(
+    path.is_file() for path in paths(task, folder, split)
+  )
+
+
+def read(task: Task, folder: Folder, split: str) -> Sequence[Record]:
+  """All records of a split."""
+  records = [
+    record
+    for path in paths(task, folder, split)
+    for record in task.read(path, split)
+  ]
+  if not records:
+    files = ', '.join(map(str, paths(task, folder, split)))
+    raise UserError(f'{task.name}: split {split!r} is empty ({files})')
+  return records
