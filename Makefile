@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # make quickstart   install into .venv, then text in, pretrained encoder out
 # make test         install into .venv, then the whole suite
+# make docs         the documentation as a site in build/site
 #
 # Another interpreter: make quickstart PYTHON=python3.12
 # An accelerator:      make quickstart EXTRAS=cuda      (or tpu)
@@ -18,7 +19,7 @@ INSTALLED := $(VENV)/.installed$(addprefix -,$(EXTRAS))
 INSTALLED_TEST := $(INSTALLED)-test
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-test quickstart test test-slow lint format clean
+.PHONY: help install install-test quickstart test test-slow docs lint format clean
 
 help:
 	@sed -n 's/^# \{0,1\}\(make .*\)/\1/p; s/^# \(An.*:.*\)/\1/p' Makefile
@@ -39,6 +40,10 @@ $(INSTALLED_TEST): $(VENV)/.made setup.py
 	@$(INSTALL) --extras='test,$(EXTRAS)'
 	@touch $(INSTALLED) $@
 
+$(VENV)/.installed-docs: $(INSTALLED) setup.py
+	@$(INSTALL) --extras='docs'
+	@touch $@
+
 install: $(INSTALLED)
 
 install-test: $(INSTALLED_TEST)
@@ -51,6 +56,9 @@ test: $(INSTALLED_TEST)
 
 test-slow: $(INSTALLED_TEST)
 	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m mkdocs build --strict --quiet
 
 lint: $(INSTALLED_TEST)
 	$(BIN)/ruff check .

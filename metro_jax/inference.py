@@ -269,7 +269,7 @@ def load(
       ' run'
     )
   model = gin_loading.load_model(folder / 'config.gin')
-  vocabulary = data.Vocabulary(folder)
+  vocabulary = data.open_vocabulary(folder)
   checkpoint = restore.find_checkpoint(str(folder), step)
   found = int(checkpoint.name.removeprefix(f'{restore.PREFIX}_'))
   params = restore.restore_params(str(checkpoint), _params_like(model))

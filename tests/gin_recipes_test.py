@@ -22,7 +22,7 @@ gin = gin_loading.gin_registration.gin
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / 'gin_configs'
-PARTS = ('runs', 'models', 'sizes')
+PARTS = ('runs', 'models', 'sizes', 't5x')
 
 SHRUNK = {
   'MODEL_DIR': '"unused"',

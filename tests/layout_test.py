@@ -48,6 +48,11 @@ ALLOWED = {
   },
   'metro_jax.decoding': {'metro_jax.ops', 'metro_jax.errors'},
   'metro_jax.data': {'metro_jax.data', 'metro_jax.errors'},
+  'metro_jax.t5x_adapter': {
+    'metro_jax.models.base',
+    'metro_jax.training',
+    'metro_jax.data.seqio_features',
+  },
   'metro_jax.training': {
     'metro_jax.training',
     'metro_jax.models.base',
@@ -61,10 +66,16 @@ ALLOWED = {
 # Third-party packages that only these places may name.
 CONFINED = {
   'gin': ('metro_jax.cli', 'metro_jax.gin_registration'),
-  'clu': ('metro_jax.training.summaries',),
+  'clu': ('metro_jax.training.summaries', 'metro_jax.t5x_adapter'),
   'seqio': ('metro_jax.data', 'tasks'),
   'tensorflow': ('metro_jax.data', 'tasks'),
   'tensorflow_datasets': ('metro_jax.data', 'tasks'),
+  # What converts models and runs under T5X is optional.
+  'safetensors': ('metro_jax.conversion',),
+  't5x': ('metro_jax.t5x_adapter',),
+  'tokenizers': ('metro_jax.conversion', 'metro_jax.data'),
+  'torch': (),
+  'transformers': (),
 }
 
 

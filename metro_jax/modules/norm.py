@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LayerNorm with scale and bias."""
+"""LayerNorm with scale and bias, or RMSNorm with a scale alone."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from metro_jax.modules.config import TransformerConfig
 
 
 class LayerNorm(nn.Module):
-  """LayerNorm over the last axis; statistics in float32."""
+  """LayerNorm (or RMSNorm) over the last axis; statistics in float32."""
 
   config: TransformerConfig
 
@@ -23,9 +23,15 @@ class LayerNorm(nn.Module):
       init = nn.with_logical_partitioning(init, ('embed',))
       return self.param(name, init, (x.shape[-1],), jnp.float32)
 
+    scale = vector('scale', initializers.ones)
+    if self.config.norm == 'rms':
+      wide = x.astype(jnp.float32)
+      square = jnp.mean(wide * wide, axis=-1, keepdims=True)
+      y = wide * jax.lax.rsqrt(square + self.config.norm_epsilon) * scale
+      return y.astype(x.dtype)
     return ops.layer_norm(
       x,
-      vector('scale', initializers.ones),
+      scale,
       vector('bias', initializers.zeros),
       self.config.norm_epsilon,
       backend=self.config.layer_norm_backend,
