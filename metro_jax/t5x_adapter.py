@@ -21,10 +21,12 @@ import numpy as np
 from clu import metrics as clu_metrics
 from clu import values
 from clu.data import dataset_iterator
-from flax import struct, traverse_util
+from flax import serialization, struct, traverse_util
+from flax.core import unfreeze
 from flax.linen import partitioning as flax_partitioning
 
-from metro_jax.models.base import Batch, Model, Params
+from metro_jax import metrics as metrics_lib
+from metro_jax.models.base import Batch, Metrics, Model, Params
 from metro_jax.training import partitioning, prefetch
 from metro_jax.training.optimizers import Optimizer
 from metro_jax.training.state import unbox
@@ -41,28 +43,56 @@ except ImportError as error:
   ) from error
 
 _STEP, _DIVISOR = 'train_step', 'divisor/'
-_EVAL_SEED = 0
-# T5X's mesh axes in place of ours.
-_MESH_AXES = {'data': 'data', 'fsdp': 'data', 'tensor': 'model'}
 
 
-@struct.dataclass
-class Metric(clu_metrics.Metric):
-  """One of this project's metrics, all of which merge by addition."""
+class _Written(clu_metrics.Metric):
+  """How T5X merges and writes a metric of this project: all are sums."""
 
-  sums: Any
-
-  def merge(self, other: 'Metric') -> 'Metric':
+  def merge(self, other: '_Written') -> '_Written':
     """The metric of both."""
-    return Metric(jax.tree.map(jnp.add, self.sums, other.sums))
-
-  def compute(self) -> float:
-    """The number."""
-    return self.sums.compute()
+    return metrics_lib.merge(self, other)
 
   def compute_value(self) -> values.Scalar:
     """The number as T5X writes it."""
     return values.Scalar(self.compute())
+
+
+@struct.dataclass
+class MeanMetric(_Written, metrics_lib.Mean):
+  """`Mean` for T5X."""
+
+  compute = metrics_lib.Mean.compute
+
+
+@struct.dataclass
+class HistogramMetric(_Written, metrics_lib.BinaryHistogram):
+  """`BinaryHistogram` for T5X."""
+
+  compute = metrics_lib.BinaryHistogram.compute
+
+
+def _for_t5x(metrics: Metrics) -> dict[str, _Written]:
+  kinds = {
+    metrics_lib.Mean: MeanMetric,
+    metrics_lib.BinaryHistogram: HistogramMetric,
+  }
+  return {k: kinds[type(x)](**vars(x)) for k, x in metrics.items()}
+
+
+class _Optimizer(t5x_optimizers.OptaxWrapper):
+  """Any optax transformation; T5X knows some of their states by name."""
+
+  def derive_logical_axes(self, optimizer: Any, param_logical_axes: Any) -> Any:
+    """A slot has the axes of its parameter."""
+    axes = jax.tree.map(lambda x: None, optimizer.state_dict())
+    slots = partitioning.slot_specs(
+      optimizer.state.param_states,
+      unfreeze(optimizer.target),
+      unfreeze(param_logical_axes),
+    )
+    axes['target'] = unfreeze(param_logical_axes)
+    axes['state']['param_states'] = serialization.to_state_dict(slots)
+    return optimizer.restore_state(axes)
 
 
 class T5XModel(t5x_models.BaseModel):
@@ -76,7 +106,7 @@ class T5XModel(t5x_models.BaseModel):
 
   def __init__(self, model: Model, optimizer: Optimizer, random_seed: int = 0):
     """Takes what a recipe binds MODEL, OPTIMIZER and RANDOM_SEED to."""
-    super().__init__(t5x_optimizers.OptaxWrapper(optimizer))
+    super().__init__(_Optimizer(optimizer))
     self.model, self.random_seed = model, random_seed
 
   @property
@@ -121,7 +151,7 @@ class T5XModel(t5x_models.BaseModel):
 
   def loss_fn(
     self, params: Params, batch: Batch, dropout_rng: jax.Array | None
-  ) -> tuple[jax.Array, dict[str, Metric]]:
+  ) -> tuple[jax.Array, dict[str, _Written]]:
     """The part of these rows in the loss of their batch."""
     del dropout_rng
     given = dict(batch)
@@ -135,15 +165,15 @@ class T5XModel(t5x_models.BaseModel):
     loss, metrics = self.model.loss_fn(
       params, given, rng, step, train=True, normalizers=divisors
     )
-    return loss, {name: Metric(x) for name, x in metrics.items()}
+    return loss, _for_t5x(metrics)
 
   def eval_fn(
     self, params: Params, batch: Batch
-  ) -> tuple[jax.Array, dict[str, Metric]]:
+  ) -> tuple[jax.Array, dict[str, _Written]]:
     """The loss without dropout, at the end of curricula."""
-    rng = jax.random.key(_EVAL_SEED)
+    rng = jax.random.key(0)
     loss, metrics = self.model.loss_fn(params, batch, rng, 0, train=False)
-    return loss, {name: Metric(x) for name, x in metrics.items()}
+    return loss, _for_t5x(metrics)
 
   def predict_batch_with_aux(
     self, params: Params, batch: Batch, rng: jax.Array | None = None
@@ -320,8 +350,7 @@ class Batches(dataset_iterator.DatasetIterator):
   def save(self, filename: Any) -> None:
     """Nothing: a batch is a function of the step."""
 
-  def restore(self, filename: Any) -> None:
-    """Nothing."""
+  restore = save
 
 
 def get_dataset(
@@ -331,12 +360,14 @@ def get_dataset(
   feature_converter_cls: Any,
   *,
   dataset: prefetch.Dataset,
+  steps: int | None = None,
   **unused: Any,
 ) -> Batches:
   """`get_dataset_fn` of T5X for a dataset of this project."""
   del cfg, feature_converter_cls, unused
   rows = dataset.batch_size // num_shards
-  return Batches(dataset, slice(shard_id * rows, (shard_id + 1) * rows))
+  part = slice(shard_id * rows, (shard_id + 1) * rows)
+  return Batches(dataset, part, steps)
 
 
 def get_eval_datasets(
@@ -350,10 +381,9 @@ def get_eval_datasets(
   **unused: Any,
 ) -> dict[str, Batches]:
   """`train_eval_get_dataset_fn` of T5X for a dataset of this project."""
-  del cfg, feature_converter_cls, unused
-  rows = dataset.batch_size // num_shards
-  part = slice(shard_id * rows, (shard_id + 1) * rows)
-  return {'validation': Batches(dataset, part, eval_steps)}
+  of_host = (cfg, shard_id, num_shards, feature_converter_cls)
+  batches = get_dataset(*of_host, dataset=dataset, steps=eval_steps, **unused)
+  return {'validation': batches}
 
 
 def learning_rate(optimizer: Optimizer) -> Any:
@@ -363,13 +393,6 @@ def learning_rate(optimizer: Optimizer) -> Any:
 
 def _rules() -> tuple[tuple[str, str | None], ...]:
   """Logical axes of this project on T5X's mesh."""
-
-  def there(axes: Any) -> str | None:
-    names = axes if isinstance(axes, tuple) else (axes,)
-    return _MESH_AXES.get(names[0])
-
+  there = {partitioning.BATCH_AXES: 'data', 'tensor': 'model'}
   # Parameters over data is ZeRO's affair.
-  return tuple(
-    (logical, None if logical == 'embed' else there(axes))
-    for logical, axes in partitioning.DEFAULT_RULES
-  )
+  return tuple((name, there.get(x)) for name, x in partitioning.DEFAULT_RULES)

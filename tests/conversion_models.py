@@ -66,24 +66,18 @@ def _answers(pretrainer, batch) -> dict[str, jax.Array]:
 
 
 def pretrainer_answers(model, params, ids) -> dict[str, np.ndarray]:
-  @jax.jit
-  def run(params, batch):
-    return model.pretrainer.apply({'params': params}, batch, method=_answers)
-
-  tree = model_dirs.tree_of(params)
-  return jax.device_get(run(tree, encoder_batch(ids)))
+  # Not compiled as a whole: layers and tests share what their ops compile.
+  tree = {'params': model_dirs.tree_of(params)}
+  answers = model.pretrainer.apply(tree, encoder_batch(ids), method=_answers)
+  return jax.device_get(answers)
 
 
 def seq2seq_logits(model, params, inputs, targets) -> np.ndarray:
   """[rows, target length, vocabulary]; the decoder reads `targets` itself."""
-
-  @jax.jit
-  def run(params, batch):
-    return model.text_to_text.apply({'params': params}, batch).logits()
-
   batch = {
     'encoder_input_tokens': inputs,
     'decoder_target_tokens': targets,
     'decoder_input_tokens': targets,
   }
-  return jax.device_get(run(model_dirs.tree_of(params), batch))
+  tree = {'params': model_dirs.tree_of(params)}
+  return jax.device_get(model.text_to_text.apply(tree, batch).logits())

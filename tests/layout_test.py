@@ -49,6 +49,7 @@ ALLOWED = {
   'metro_jax.decoding': {'metro_jax.ops', 'metro_jax.errors'},
   'metro_jax.data': {'metro_jax.data', 'metro_jax.errors'},
   'metro_jax.t5x_adapter': {
+    'metro_jax.metrics',
     'metro_jax.models.base',
     'metro_jax.training',
     'metro_jax.data.seqio_features',
