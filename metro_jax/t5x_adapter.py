@@ -198,13 +198,7 @@ class Trainer(t5x_trainer.Trainer):
   def __init__(
     self, *, dataset: prefetch.Dataset | None = None, **arguments: Any
   ):
-    """Takes T5X's arguments.
-
-    Args:
-      dataset: batches by step; resuming then needs no saved position. None
-        for those of T5X's iterator.
-      **arguments: of T5X's trainer.
-    """
+    """Takes T5X's arguments, and batches by step in place of its iterator."""
     super().__init__(**arguments)
     self._dataset = dataset
 
@@ -257,16 +251,19 @@ class Partitioner(t5x_partitioning.PjitPartitioner):
   def __init__(
     self, num_partitions: int = 1, zero_stage: int = 1, **arguments: Any
   ):
-    """Takes T5X's arguments.
-
-    Args:
-      num_partitions: devices that share heads, MLP and vocabulary.
-      zero_stage: see `training.partitioning`; gradients are left to XLA.
-      **arguments: of T5X's partitioner.
-    """
+    """Takes T5X's arguments, and a stage (gradients are left to XLA)."""
     arguments.setdefault('logical_axis_rules', _rules())
     super().__init__(num_partitions=num_partitions, **arguments)
     self._zero_stage = zero_stage
+
+  @functools.cached_property
+  def mesh(self) -> jax.sharding.Mesh:
+    """T5X's, but on CPUs, where T5X has no data axis to speak of."""
+    devices = np.array(jax.devices())
+    if devices[0].platform != 'cpu':
+      return super().mesh
+    grid = devices.reshape(-1, self._num_partitions)
+    return jax.sharding.Mesh(grid, ('data', 'model'))
 
   def get_mesh_axes(self, train_state: Any) -> Any:
     """Mesh axes of parameters and slots, those of ZeRO included."""

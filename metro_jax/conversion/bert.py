@@ -161,7 +161,8 @@ def transformer_config(
       table_dim=None if table == hidden else table,
     )
   except (KeyError, TypeError, ValueError) as error:
-    raise UserError(f'{source}: {error!r} in its config.json') from error
+    said = error if isinstance(error, UserError) else repr(error)
+    raise UserError(f'{source}/config.json: {said}') from error
 
 
 def with_segments(tensors: Tensors, embeddings: str) -> Tensors:

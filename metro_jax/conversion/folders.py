@@ -5,6 +5,7 @@ import json
 import pathlib
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from metro_jax.conversion import pickles
@@ -14,6 +15,16 @@ from metro_jax.errors import UserError
 SAFETENSORS = 'model.safetensors'
 _PICKLED = 'pytorch_model.bin'
 CONFIG = 'config.json'
+_DTYPES = {
+  'F64': np.float64,
+  'F32': np.float32,
+  'F16': np.float16,
+  'BF16': ml_dtypes.bfloat16,
+  'I64': np.int64,
+  'I32': np.int32,
+  'U8': np.uint8,
+  'BOOL': np.bool_,
+}
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
@@ -75,11 +86,17 @@ def _shards(index: pathlib.Path) -> list[pathlib.Path]:
 
 def _read_safetensors(path: pathlib.Path) -> Tensors:
   import safetensors
-  from safetensors import numpy as reader
 
+  # Its own reader for NumPy has no bfloat16.
   try:
-    return reader.load_file(path)
-  except (safetensors.SafetensorError, ValueError, KeyError) as error:
+    found = safetensors.deserialize(path.read_bytes())
+    return {
+      name: np.frombuffer(x['data'], _DTYPES[x['dtype']]).reshape(x['shape'])
+      for name, x in found
+    }
+  except KeyError as error:
+    raise UserError(f'{path}: numbers of type {error} are not read') from error
+  except (safetensors.SafetensorError, ValueError) as error:
     raise UserError(f'{path}: broken safetensors file ({error})') from error
 
 

@@ -179,5 +179,6 @@ def restore(
     )
     model = TextToTextModel(text_to_text, int(config.get('eos_token_id', 1)))
   except (KeyError, TypeError, ValueError) as error:
-    raise UserError(f'{source}: {error!r} in its config.json') from error
+    said = error if isinstance(error, UserError) else repr(error)
+    raise UserError(f'{source}/config.json: {said}') from error
   return model, name_map(encoder, decoder), tensors

@@ -270,6 +270,27 @@ def test_an_index_stays_in_its_folder(bert_folder, tmp_path_factory, name):
     conversion.read_model(folder)
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_precision(bert_folder, dtype):
+  from safetensors.torch import save_file
+
+  folder, _, tensors = bert_folder
+  there = {k: torch.from_numpy(x.copy()).to(dtype) for k, x in tensors.items()}
+  save_file(there, folder / folders.SAFETENSORS)
+  _, params, _ = conversion.read_model(folder)
+  table = there['bert.embeddings.word_embeddings.weight'].float().numpy()
+  np.testing.assert_array_equal(params['embedder/token/embedding'], table)
+  assert params['embedder/token/embedding'].dtype == np.float32
+
+
+def test_a_broken_file_is_refused_in_one_line(bert_folder):
+  folder, _, _ = bert_folder
+  path = folder / folders.SAFETENSORS
+  path.write_bytes(path.read_bytes()[:-5])
+  with pytest.raises(UserError, match='broken safetensors'):
+    conversion.read_model(folder)
+
+
 def test_shards(bert_folder):
   folder, _, tensors = bert_folder
   (folder / folders.SAFETENSORS).unlink()
