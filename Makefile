@@ -2,6 +2,7 @@
 # make quickstart   install into .venv, then text in, pretrained encoder out
 # make finetune-demo   the quickstart's model on a task, and one untrained
 # make test         install into .venv, then the whole suite
+# make docs         the documentation as a site in build/site
 #
 # Another interpreter: make quickstart PYTHON=python3.12
 # An accelerator:      make quickstart EXTRAS=cuda      (or tpu)
@@ -20,7 +21,7 @@ INSTALLED_TEST := $(INSTALLED)-test
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-test quickstart finetune-demo test test-slow \
-  fault-test lint format clean
+  fault-test docs lint format clean
 
 help:
 	@sed -n 's/^# \{0,1\}\(make .*\)/\1/p; s/^# \(An.*:.*\)/\1/p' Makefile
@@ -42,6 +43,10 @@ $(INSTALLED_TEST): $(VENV)/.made setup.py
 	@$(INSTALL) --extras='test,$(EXTRAS)'
 	@touch $(INSTALLED) $@
 
+$(VENV)/.installed-docs: $(INSTALLED) setup.py
+	@$(INSTALL) --extras='docs'
+	@touch $@
+
 install: $(INSTALLED)
 
 install-test: $(INSTALLED_TEST)
@@ -60,6 +65,9 @@ test-slow: $(INSTALLED_TEST)
 
 fault-test: $(INSTALLED_TEST)
 	$(BIN)/python -m pytest -s -m slow tests/end_to_end/faults_test.py $(PYTEST_FLAGS)
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m mkdocs build --strict --quiet
 
 lint: $(INSTALLED_TEST)
 	$(BIN)/ruff check .

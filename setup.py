@@ -59,6 +59,14 @@ setuptools.setup(
       'nvidia-cuda-nvcc',
       'nvidia-nvvm',
     ],
+    # Reading and writing other libraries' models.
+    'convert': ['safetensors>=0.5', 'tokenizers>=0.21'],
+    'docs': [
+      'mkdocs>=1.6',
+      'mkdocs-material>=9.5',
+      'mkdocstrings[python]>=0.27',
+    ],
+    't5x': ['t5x @ git+https://github.com/google-research/t5x'],
     'tpu': ['jax[tpu]>=0.10.2'],
     'cuda': ['jax[cuda13]>=0.10.2'],
     'test': [
@@ -66,6 +74,12 @@ setuptools.setup(
       'pytest>=8.0',
       'pytest-xdist>=3.5',
       'ruff>=0.9',
+      'safetensors>=0.5',
+      'tokenizers>=0.21',
+      # From PyPI for Linux it brings CUDA; scripts/install.py takes the
+      # build for CPUs first.
+      'torch>=2.6',
+      'transformers>=4.50',
     ],
   },
 )

@@ -274,7 +274,7 @@ def load(
       f'model_dir {folder}: was fine-tuned, and answers for the files of its'
       ' task only (docs/finetuning.md); give the MODEL_DIR of a pretraining run'
     )
-  vocabulary = data.Vocabulary(folder)
+  vocabulary = data.open_vocabulary(folder)
   checkpoint = restore.find_checkpoint(str(folder), step)
   found = int(checkpoint.name.removeprefix(f'{restore.PREFIX}_'))
   params = restore.restore_params(str(checkpoint), _params_like(model))

@@ -9,7 +9,7 @@ word after it.
 import bisect
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -75,23 +75,15 @@ class Window(NamedTuple):
 
 
 class Tokenizer:
-  """SentencePiece with character offsets.
+  """A vocabulary with character offsets.
 
   The ids are those that `data.Vocabulary.encode` gives.
   """
 
   def __init__(self, vocabulary: data.Vocabulary):
     """Takes a vocabulary."""
-    try:
-      import sentencepiece
-    except ImportError as error:
-      raise UserError(
-        'tokenising text needs sentencepiece: pip install sentencepiece'
-      ) from error
-    self._processor = sentencepiece.SentencePieceProcessor(
-      model_file=str(vocabulary.path)
-    )
-    self._space = self._processor.piece_to_id('\u2581')
+    self._vocabulary = vocabulary
+    self._space = vocabulary.space_id
 
   def __call__(self, text: str, masks: bool = False) -> list[Token]:
     """Tokens of a text, without [CLS] and [SEP].
@@ -120,13 +112,7 @@ class Tokenizer:
     return [Token(t.id, original(t.start), original(t.end)) for t in tokens]
 
   def _pieces(self, text: str) -> list[Token]:
-    try:
-      found: Any = self._processor.encode(text, return_type='offset_mapping')
-    except TypeError:  # sentencepiece before 0.2.2 has another name for it.
-      pieces = self._processor.encode_as_immutable_proto(text).pieces
-      return [Token(p.id, p.begin, p.end) for p in pieces]
-    pairs = zip(found['ids'], found['offsets'], strict=True)
-    return [Token(id_, *offsets) for id_, offsets in pairs]
+    return [Token(*found) for found in self._vocabulary.located(text)]
 
 
 def _trim(text: str, tokens: list[Token], space: int) -> list[Token]:

@@ -63,6 +63,12 @@ ALLOWED = {
     'metro_jax.inference_text',
     'metro_jax.errors',
   },
+  'metro_jax.t5x_adapter': {
+    'metro_jax.metrics',
+    'metro_jax.models.base',
+    'metro_jax.training',
+    'metro_jax.data.seqio_features',
+  },
   'metro_jax.training': {
     'metro_jax.training',
     'metro_jax.models.base',
@@ -78,12 +84,18 @@ ALLOWED = {
 # Third-party packages that only these places may name.
 CONFINED = {
   'gin': ('metro_jax.cli', 'metro_jax.gin_registration'),
-  'clu': ('metro_jax.training.summaries',),
+  'clu': ('metro_jax.training.summaries', 'metro_jax.t5x_adapter'),
   'seqio': ('metro_jax.data', 'tasks'),
   'tensorflow': ('metro_jax.data', 'tasks'),
   'tensorflow_datasets': ('metro_jax.data', 'tasks'),
   'sklearn': ('metro_jax.downstream', 'metro_jax.probe'),
   'rouge_score': ('metro_jax.downstream',),
+  # What converts models and runs under T5X is optional.
+  'safetensors': ('metro_jax.conversion',),
+  't5x': ('metro_jax.t5x_adapter',),
+  'tokenizers': ('metro_jax.conversion', 'metro_jax.data'),
+  'torch': (),
+  'transformers': (),
 }
 
 

@@ -16,7 +16,7 @@ gin = gin_loading.gin_registration.gin
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / 'gin_configs'
-PARTS = ('runs', 'models', 'sizes', 'ablations')
+PARTS = ('runs', 'models', 'sizes', 'ablations', 'finetune', 't5x')
 FAMILIES = ('amos', 'coco_lm', 'electra', 'fast_electra', 'metro_lm',
             'metro_t5', 'mlm', 't5')  # fmt: skip
 VOCAB, LENGTH = pretrain_models.VOCAB, pretrain_models.LENGTH

@@ -20,4 +20,7 @@ from metro_jax.data.term_counts import TermCounts as TermCounts
 from metro_jax.data.text_files import TextFiles as TextFiles
 from metro_jax.data.token_cache import TokenCache as TokenCache
 from metro_jax.data.token_dataset import TokenDataset as TokenDataset
+from metro_jax.data.tokenizer_vocabulary import (
+  open_vocabulary as open_vocabulary,
+)
 from metro_jax.data.vocabularies import Vocabulary as Vocabulary

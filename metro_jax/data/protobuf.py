@@ -30,6 +30,7 @@ class Model(NamedTuple):
   pieces: list[Piece]
   normalizer: str
   whitespace_as_suffix: bool
+  charsmap: bytes = b''  # The normaliser's compiled table of replacements.
 
 
 def read_model(data: bytes) -> Model:
@@ -38,7 +39,7 @@ def read_model(data: bytes) -> Model:
   Raises:
     ValueError: the bytes are not such a message.
   """
-  pieces, normalizer, suffix = [], '', False
+  pieces, normalizer, suffix, charsmap = [], '', False, b''
   try:
     for field, value in _fields(data):
       if field == 1:
@@ -49,10 +50,12 @@ def read_model(data: bytes) -> Model:
       elif field == _TRAINER_SPEC:
         suffix = bool(dict(_fields(value)).get(24, 0))
       elif field == 3:
-        normalizer = dict(_fields(value)).get(1, b'').decode('utf-8')
+        entry = dict(_fields(value))
+        normalizer = entry.get(1, b'').decode('utf-8')
+        charsmap = entry.get(2, b'')
   except (IndexError, struct.error, TypeError, AttributeError) as error:
     raise ValueError('not a SentencePiece model') from error
-  return Model(pieces, normalizer, suffix)
+  return Model(pieces, normalizer, suffix, charsmap)
 
 
 def encode_piece(text: str, score: float, type_: int) -> bytes:

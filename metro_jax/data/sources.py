@@ -8,7 +8,14 @@ import pathlib
 from collections.abc import Iterator
 from typing import Protocol
 
-from metro_jax.data import files, hashing, text_files, token_cache, vocabularies
+from metro_jax.data import (
+  files,
+  hashing,
+  text_files,
+  token_cache,
+  tokenizer_vocabulary,
+  vocabularies,
+)
 from metro_jax.errors import UserError
 
 EMBEDDED = 'metro_docstrings'
@@ -146,7 +153,7 @@ def vocabulary_for(
   if isinstance(vocabulary, vocabularies.Vocabulary):
     return vocabulary
   if vocabulary:
-    return vocabularies.Vocabulary(vocabulary)
+    return tokenizer_vocabulary.open_vocabulary(vocabulary)
   from metro_jax.data import vocabulary_training
 
   key = hashing.short_hash(

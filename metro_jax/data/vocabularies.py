@@ -195,6 +195,22 @@ class Vocabulary:
       'specials': dict(zip(SPECIAL_PIECES, range(5), strict=True)),
     }
 
+  def located(self, text: str) -> list[tuple[int, int, int]]:
+    """Ids of a text with first and last character (one past it) of each."""
+    try:
+      found = self._processor.encode(text, return_type='offset_mapping')
+    except TypeError:  # sentencepiece before 0.2.2 has another name for it.
+      pieces = self._processor.encode_as_immutable_proto(text).pieces
+      return [(p.id, p.begin, p.end) for p in pieces]
+    pairs = zip(found['ids'], found['offsets'], strict=True)
+    return [(id_, *offsets) for id_, offsets in pairs]
+
+  @functools.cached_property
+  def space_id(self) -> int:
+    """The id of the piece that is a space only; -1 if there is none."""
+    texts = [p.text for p in self._model.pieces]
+    return texts.index(SPACE) if SPACE in texts else -1
+
   @functools.cached_property
   def _processor(self) -> Any:
     try:

@@ -112,6 +112,7 @@ class Attention(nn.Module):
       config.compute_dtype,
       initializers.normal(config.init_stddev),
       inputs=2,
+      use_bias=config.use_bias,
       name='out',
     )(y)
 
@@ -150,6 +151,7 @@ class Attention(nn.Module):
       ('embed', 'heads', 'kv'),
       config.compute_dtype,
       initializers.normal(config.init_stddev),
+      use_bias=config.use_bias,
       name=name,
     )(x)
     return nn.with_logical_constraint(y, ('batch', 'length', 'heads', 'kv'))

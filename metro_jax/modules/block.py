@@ -69,7 +69,7 @@ class Block(nn.Module):
     if dropout is not None:
       dropout = dropout.seeded(self, x.shape[0]).fold(layer)
     if bias is not None and config.positions.per_layer:
-      bias = RelativeBias(config, name='relative_bias')(bias)
+      bias = RelativeBias(config, self.causal, name='relative_bias')(bias)
     attend = Attention(config, self.causal, name='attention')
     x = self._residual(
       'attention',

@@ -120,6 +120,9 @@ class TransformerConfig:
     vocab_backend: of the language-model loss.
     table_dim: width of the token and position tables where it differs from
       embed_dim (ELECTRA's small models); None is embed_dim.
+    norm: 'layer' (LayerNorm) or 'rms' (T5: neither mean nor bias).
+    use_bias: biases of the blocks' linear maps; T5 has none.
+    embed_norm: a norm after the embeddings; T5 has none.
   """
 
   vocab_size: int = 32768
@@ -142,6 +145,9 @@ class TransformerConfig:
   softmax_backend: str = 'auto'
   vocab_backend: str = 'auto'
   table_dim: int | None = None
+  norm: str = 'layer'
+  use_bias: bool = True
+  embed_norm: bool = True
 
   def __post_init__(self):
     name = 'TransformerConfig'
@@ -167,6 +173,7 @@ class TransformerConfig:
     )
     _one_of(self.activation, ('gelu', 'relu'), f'{name}.activation')
     _one_of(self.norm_placement, ('post', 'pre'), f'{name}.norm_placement')
+    _one_of(self.norm, ('layer', 'rms'), f'{name}.norm')
     _one_of(self.dtype, _DTYPES, f'{name}.dtype')
     _one_of(self.remat, ('none', 'dots', 'full'), f'{name}.remat')
     _check(self.norm_epsilon > 0, f'{name}.norm_epsilon', 'must be over 0')

@@ -24,6 +24,7 @@ class Dense(nn.Module):
     dtype: compute dtype; parameters are float32.
     kernel_init: initializer of the kernel.
     inputs: how many of the kernel's axes are input axes.
+    use_bias: whether there is a b.
   """
 
   shape: tuple[int, ...]
@@ -31,6 +32,7 @@ class Dense(nn.Module):
   dtype: jnp.dtype
   kernel_init: initializers.Initializer
   inputs: int = 1
+  use_bias: bool = True
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -42,6 +44,12 @@ class Dense(nn.Module):
       jnp.float32,
     )
     out = self.shape[self.inputs :]
+    width = math.prod(self.shape[: self.inputs])
+    lead = x.shape[: x.ndim - self.inputs]
+    x = x.reshape(*lead, width).astype(self.dtype)
+    y = ops.matmul(x, kernel.reshape(width, -1)).reshape(*lead, *out)
+    if not self.use_bias:
+      return y
     bias = self.param(
       'bias',
       nn.with_logical_partitioning(
@@ -50,11 +58,7 @@ class Dense(nn.Module):
       out,
       jnp.float32,
     )
-    width = math.prod(self.shape[: self.inputs])
-    lead = x.shape[: x.ndim - self.inputs]
-    x = x.reshape(*lead, width).astype(self.dtype)
-    y = ops.matmul(x, kernel.reshape(width, -1))
-    return y.reshape(*lead, *out) + bias.astype(self.dtype)
+    return y + bias.astype(self.dtype)
 
 
 class Table(nn.Module):

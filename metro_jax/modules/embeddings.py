@@ -90,8 +90,9 @@ class Embedder(nn.Module):
     valid: jax.Array | None = None,
     dropout: Dropout | None = None,
   ) -> jax.Array:
-    """LayerNorm, dropout, and zeros at padding."""
-    x = self.norm(x)
+    """The norm, dropout, and zeros at padding."""
+    if self.config.embed_norm:
+      x = self.norm(x)
     if dropout is not None:
       x = drop_hidden(x, dropout.seeded(self, x.shape[0]), 0)
     if valid is not None:

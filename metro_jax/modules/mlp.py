@@ -57,9 +57,14 @@ class MLP(nn.Module):
     )
     wide, narrow = config.mlp_dim, config.embed_dim
     dtype = config.compute_dtype
-    h = Dense((narrow, wide), ('embed', 'mlp'), dtype, init, name='wi')(x)
+    bias = {'use_bias': config.use_bias}
+    h = Dense((narrow, wide), ('embed', 'mlp'), dtype, init, name='wi', **bias)(
+      x
+    )
     h = ACTIVATIONS[config.activation](h)
     if dropout is not None:
       h = ops.dropout(h, dropout.mlp, dropout.seed, dropout.rows)
     h = nn.with_logical_constraint(h, ('batch', 'length', 'mlp'))
-    return Dense((wide, narrow), ('mlp', 'embed'), dtype, init, name='wo')(h)
+    return Dense(
+      (wide, narrow), ('mlp', 'embed'), dtype, init, name='wo', **bias
+    )(h)

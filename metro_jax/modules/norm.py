@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LayerNorm with scale and bias."""
+"""LayerNorm with scale and bias, or RMSNorm with a scale alone."""
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +8,11 @@ from flax import linen as nn
 from metro_jax import ops
 from metro_jax.modules import initializers
 from metro_jax.modules.config import TransformerConfig
-from metro_jax.modules.dropout import Dropout
+from metro_jax.modules.dropout import Dropout, drop_hidden
 
 
 class LayerNorm(nn.Module):
-  """LayerNorm over the last axis; statistics in float32.
+  """LayerNorm (or RMSNorm) over the last axis; statistics in float32.
 
   Attributes:
     config: of the stack.
@@ -43,6 +43,14 @@ class LayerNorm(nn.Module):
       init = nn.with_logical_partitioning(init, ('embed',))
       return self.param(name, init, (x.shape[-1],), jnp.float32)
 
+    scale = vector('scale', initializers.ones)
+    if self.config.norm == 'rms':
+      if branch is not None:
+        x = x + drop_hidden(branch, dropout, 0)
+      wide = x.astype(jnp.float32)
+      square = jnp.mean(wide * wide, axis=-1, keepdims=True)
+      y = wide * jax.lax.rsqrt(square + self.config.norm_epsilon) * scale
+      return y.astype(x.dtype)
     drop = {}
     if dropout is not None:
       here = dropout.fold(0)
@@ -53,7 +61,7 @@ class LayerNorm(nn.Module):
       }
     return ops.layer_norm(
       x,
-      vector('scale', initializers.ones),
+      scale,
       vector('bias', initializers.zeros),
       self.config.norm_epsilon,
       branch=branch,

@@ -57,21 +57,28 @@ def metro_bucket(
 
 
 def t5_bucket(
-  relative_position: np.ndarray, num_buckets: int, max_distance: int
+  relative_position: np.ndarray,
+  num_buckets: int,
+  max_distance: int,
+  causal: bool = False,
 ) -> np.ndarray:
-  """T5's bidirectional bucket for key - query.
+  """T5's bucket for key - query.
 
   Args:
     relative_position: integers, key position minus query position.
     num_buckets: total of both directions.
     max_distance: distance at which the last bucket starts, or would.
+    causal: all buckets are for keys to the left (T5's decoder).
 
   Returns:
-    int32 in 0..num_buckets - 1; keys to the right are in the upper half.
+    int32 in 0..num_buckets - 1; keys to the right are in the upper half, or,
+    with `causal`, in bucket 0.
   """
-  half = num_buckets // 2
+  half = num_buckets if causal else num_buckets // 2
   exact = half // 2
   distance = np.abs(relative_position)
+  if causal:
+    distance = np.maximum(-relative_position, 0)
   # float32 and the epsilon are part of T5's definition: they decide on which
   # side exact powers fall.
   ratio = np.maximum(distance, exact).astype(np.float32) / exact
@@ -79,17 +86,20 @@ def t5_bucket(
   steps = steps / np.log(max_distance / exact) * (half - exact)
   far = np.minimum(half - 1, exact + steps.astype(np.int32))
   magnitude = np.where(distance < exact, distance, far)
-  bucket = magnitude + np.where(relative_position > 0, half, 0)
-  return bucket.astype(np.int32)
-
-
-_BUCKETS = {'metro': metro_bucket, 't5': t5_bucket}
+  right = np.where(relative_position > 0, 0 if causal else half, 0)
+  return (magnitude + right).astype(np.int32)
 
 
 class RelativeBias(nn.Module):
-  """The learned relative bias of one stack, or of one layer."""
+  """The learned relative bias of one stack, or of one layer.
+
+  Attributes:
+    config: of the stack.
+    causal: whether keys to the right are never seen.
+  """
 
   config: TransformerConfig
+  causal: bool = False
 
   @nn.compact
   def __call__(self, bias: PositionBias) -> PositionBias:
@@ -107,9 +117,11 @@ class RelativeBias(nn.Module):
       jnp.float32,
     )
     offsets = np.arange(-(bias.q_length - 1), bias.k_length)
-    bucket = _BUCKETS[positions.relative](
-      offsets, positions.num_buckets, positions.max_distance
-    )
+    sizes = positions.num_buckets, positions.max_distance
+    if positions.relative == 't5':
+      bucket = t5_bucket(offsets, *sizes, self.causal)
+    else:
+      bucket = metro_bucket(offsets, *sizes)
     reset = table[-2:].T if positions.reset_cls else None
     return dataclasses.replace(bias, vector=table[bucket].T, reset=reset)
 

@@ -142,7 +142,8 @@ class Stack(nn.Module):
       ),
     )
     if config.relative is not None and not config.per_layer:
-      bias = RelativeBias(self.config, name='relative_bias')(bias)
+      relative = RelativeBias(self.config, self.causal, name='relative_bias')
+      bias = relative(bias)
     return bias
 
   def _check_depths(self, taps, stop_gradient_at) -> None:

@@ -17,6 +17,8 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _QUIET_SECONDS = 20.0  # Between lines where no line can be overwritten.
 _NEEDED_GB = 4
+# PyTorch for CPUs, of which tests need a little; PyPI's brings 3 GB of CUDA.
+_TORCH_INDEX = 'https://download.pytorch.org/whl/cpu'
 _COLLECTING = re.compile(r'^\s*Collecting ([\w.\-]+)')
 
 
@@ -27,6 +29,15 @@ def command(extras: str) -> list[str]:
   pip = [sys.executable, '-m', 'pip', 'install']
   pip += ['--disable-pip-version-check', '--no-input', '--progress-bar=off']
   return [*pip, '--editable', target]
+
+
+def small_torch(extras: str) -> list[str] | None:
+  """The pip command for PyTorch without CUDA, where tests want it."""
+  if 'test' not in extras.split(',') or sys.platform != 'linux':
+    return None
+  pip = command('')[:-2]
+  # Where it cannot be had there is no use in asking again and again.
+  return [*pip, '--retries=0', f'--index-url={_TORCH_INDEX}', 'torch']
 
 
 class Line:
@@ -92,12 +103,16 @@ def main() -> None:
   """Entry point."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--extras', default='', help='for example test,cuda')
-  pip = command(parser.parse_args().extras)
+  extras = parser.parse_args().extras
+  pip = command(extras)
   print(f'Installing {pip[-1]} and what it needs from PyPI: 1 to 5 minutes')
   free = shutil.disk_usage(ROOT).free / 1e9
   if free < _NEEDED_GB:
     print(f'Only {free:.1f} GB are free here; {_NEEDED_GB} GB are needed')
   log = pathlib.Path(sys.prefix) / 'install.log'
+  torch = small_torch(extras)
+  if torch:
+    run(torch, log)
   code = run(pip, log)
   if code:
     tail = log.read_text(errors='replace').splitlines()[-15:]

@@ -13,6 +13,9 @@ from metro_jax.errors import UserError
 from metro_jax.models.base import Model
 from metro_jax.training.prefetch import Dataset
 
+# What data leave in MODEL_DIR that says which ids stand for what.
+_ASSETS = ('*.model', 'tokenizer.json')
+
 
 def check_periods(
   train_steps: int, stats_period: int, eval_period: int
@@ -53,7 +56,9 @@ def check_assets(dataset: Dataset, model_dir: str | os.PathLike) -> None:
   """Raises UserError if MODEL_DIR holds another vocabulary than the data's."""
   with tempfile.TemporaryDirectory() as fresh:
     dataset.save_assets(fresh)
-    for asset in sorted(pathlib.Path(fresh).glob('*.model')):
+    for asset in sorted(
+      p for name in _ASSETS for p in pathlib.Path(fresh).glob(name)
+    ):
       held = pathlib.Path(model_dir) / asset.name
       if held.exists() and held.read_bytes() != asset.read_bytes():
         raise UserError(

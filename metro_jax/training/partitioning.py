@@ -237,7 +237,7 @@ class Partitioner:
     """
     specs = self.logical_specs(boxed)
     self._check_divides(boxed, specs)
-    slots = _slot_specs(state.opt_state, state.params, specs)
+    slots = slot_specs(state.opt_state, state.params, specs)
     return TrainState(
       step=self.replicated,
       params=self.param_shardings(boxed),
@@ -309,7 +309,7 @@ def _nearest(value: int, multiple: int) -> int:
   return max(multiple, round(value / multiple) * multiple)
 
 
-def _slot_specs(opt_state: PyTree, params: PyTree, specs: PyTree) -> PyTree:
+def slot_specs(opt_state: PyTree, params: PyTree, specs: PyTree) -> PyTree:
   """Spec of each slot: its parameter's if of the same shape, else replicated.
 
   A slot belongs to the parameter whose name its own path ends with.
