@@ -79,6 +79,7 @@ _PARTS = {
     training.constant,
     training.evaluate,
     training.linear_warmup_decay,
+    training.muon,
     training.rsqrt,
     training.train,
   ),

@@ -186,6 +186,7 @@ def test_the_recipe_of_the_recipes_page_builds(configuration, tmp_path):
 def test_bindings_of_the_paper_page_exist(configuration):
   gin.parse_config_file('gin_configs/runs/pretrain.gin')
   gin.parse_config_file('metro_lm/tiny.gin')
+  gin.parse_config_file('gin_configs/runs/finetune.gin')
   text = (ROOT / 'docs' / 'paper_to_code.md').read_text()
   named = set(re.findall(r'`([A-Z][A-Z_]{3,})(?: = [^`]*)?`', text))
   assert len(named) > 12

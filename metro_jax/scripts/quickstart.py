@@ -30,16 +30,7 @@ SOURCE = 'metro_docstrings'
 VOCAB_SIZE = 4096
 LENGTH = 64
 
-FILL = (
-  'Returns the [MASK] of the array.',
-  'If [MASK] is None, the default value is used.',
-  'Raises an error if the [MASK] does not exist.',
-  'A list of [MASK] to be used in the model.',
-  'This function is not [MASK] by default.',
-)
-_SHOWN = 6
 _STOPPED = 130  # Exit code of a command that Ctrl-C ended.
-_SCORED = 200
 
 # metric, words, what a guess by frequency of tokens gets, or None.
 METRICS = (
@@ -48,6 +39,7 @@ METRICS = (
   ('replace_rate', 'tokens that it replaces', None),
   ('rtd_auc', 'main: RTD, area under ROC', 'half'),
   ('replace_accuracy', 'main: replaced tokens found', 'zero'),
+  ('rtd_precision', 'main: marked tokens that were replaced', None),
   ('loss/clm', 'main: CLM loss (nats)', 'unigram_loss'),
   ('clm_accuracy', 'main: original tokens recovered', 'unigram_accuracy'),
 )
@@ -63,6 +55,7 @@ class Quickstart:
     self.model_dir, self.bindings, self.out = model_dir, bindings, out
     self.folder = pathlib.Path(model_dir)
     self.times: list[tuple[str, float]] = []
+    self.marked = 0.5
 
   @contextlib.contextmanager
   def step(self, title: str, about: str) -> Iterator[None]:
@@ -227,29 +220,13 @@ class Quickstart:
   def show(self) -> None:
     """Replaced tokens found, masked words filled in."""
     from metro_jax import data, inference
-    from metro_jax.scripts import showcase
+    from metro_jax.scripts import demonstration
 
-    model = inference.load(self.folder)
-    held_out = data.resolve(SOURCE).documents('validation')
-    originals = showcase.sentences(held_out, _SCORED)
-    corrupted = showcase.corrupt(model, originals)
-    detected = [d.replaced() for d in model.detect([c.text for c in corrupted])]
-    colour = self.out.is_terminal and not self.out.no_color
-    self.out.print(showcase.legend(colour))
-    self.out.print()
-    pairs = list(zip(corrupted, detected, strict=True))
-    worth = [p for p in pairs if len(p[0].replaced) >= 2][:_SHOWN]
-    for sentence, spans in worth:
-      self.indented(showcase.mark(sentence, spans, colour))
-    counts = showcase.score(pairs)
-    replaced = counts[showcase.FOUND] + counts[showcase.MISSED]
-    self.out.print(
-      f'\nIn {len(pairs)} sentences, {counts[showcase.FOUND]} of {replaced}'
-      f' replaced words were found, with {counts[showcase.FALSE]} false'
-      ' alarms.\n'
+    self.marked = demonstration.present(
+      inference.load(self.folder),
+      data.resolve(SOURCE).documents('validation'),
+      self.out,
     )
-    self.out.print(showcase.fillings(model.fill(FILL)))
-    self.out.print()
 
   def farewell(self) -> None:
     """Times, where everything is, and what to type next."""
@@ -279,7 +256,8 @@ class Quickstart:
     self.say(
       'Ask the model:',
       f'{python} -m metro_jax.infer --model_dir={self.model_dir} \\',
-      "  --mode=fill --text='Returns the [MASK] of the array.'",
+      f'  --mode=detect --threshold={self.marked} \\',
+      "  --text='Compute the eigenvalues of a square purple.'",
     )
 
   def indented(self, content: console.RenderableType) -> None:

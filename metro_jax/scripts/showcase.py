@@ -21,7 +21,8 @@ from metro_jax.inference_text import MASK
 _SENTENCE = re.compile(r'(?<![^\s])[A-Z][a-z][^.!?\n]*[a-z]\.(?=\s|$)')
 _ODD = re.compile(r'[^A-Za-z0-9 ,.\'()-]')
 _WORD = re.compile(r'[A-Za-z]{2,}')
-_CANDIDATES = 20
+# Nearly all that the auxiliary could say, as in training.
+_CANDIDATES = 1000
 _PER_DOCUMENT = 3
 
 FOUND, MISSED, FALSE = 'found', 'missed', 'false alarm'
@@ -91,7 +92,8 @@ def corrupt(
   ]
   spans = [[w[i].span() for i in c] for w, c in zip(words, chosen, strict=True)]
   masked = [_mask(t, s) for t, s in zip(texts, spans, strict=True)]
-  filled = model.fill(masked, top_k=_CANDIDATES)
+  top_k = min(_CANDIDATES, model.vocabulary.size)
+  filled = model.fill(masked, top_k=top_k)
   return [
     _sample(t, s, f, rng) for t, s, f in zip(texts, spans, filled, strict=True)
   ]

@@ -8,7 +8,7 @@ optimizers and schedules need nothing but jax, flax and optax.
 from metro_jax.training.checkpoints import CheckpointConfig, Checkpointer
 from metro_jax.training.evaluation import Evaluator, evaluate
 from metro_jax.training.loop import TrainResult, train
-from metro_jax.training.optimizers import Optimizer, adamax, adamw
+from metro_jax.training.optimizers import Optimizer, adamax, adamw, muon
 from metro_jax.training.partitioning import (
   DEFAULT_RULES,
   Partitioner,
@@ -29,6 +29,7 @@ __all__ = [
   'Evaluator',
   'find_checkpoint',
   'linear_warmup_decay',
+  'muon',
   'Optimizer',
   'Partitioner',
   'restore_params',

@@ -6,12 +6,14 @@ Parameters are addressed by regular expressions over slash-joined names
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import optax
+from optax import contrib
 
 from metro_jax.errors import UserError
 from metro_jax.training.layer_decay import scale_by_depth
@@ -77,9 +79,10 @@ def adamw(
     b2=b2,
     eps=epsilon,
     weight_decay=weight_decay,
-    mask=lambda params: _unmatched(params, no_decay, 'no_decay'),
+    mask=lambda params: _unmatched(params, no_decay, 'adamw.no_decay'),
   )
-  return _finish(decayed, schedule, clip_norm, frozen, layer_decay)
+  decayed = _by_depth(decayed, layer_decay)
+  return _optimizer(decayed, schedule, 'adamw', clip_norm, frozen)
 
 
 def adamax(
@@ -108,66 +111,146 @@ def adamax(
     b2=b2,
     eps=epsilon,
     weight_decay=weight_decay,
-    mask=lambda params: _unmatched(params, no_decay, 'no_decay'),
+    mask=lambda params: _unmatched(params, no_decay, 'adamax.no_decay'),
   )
-  return _finish(decayed, schedule, clip_norm, frozen, layer_decay)
+  decayed = _by_depth(decayed, layer_decay)
+  return _optimizer(decayed, schedule, 'adamax', clip_norm, frozen)
+
+
+def muon(
+  learning_rate: float | Schedule,
+  update_rms: float = 0.2,
+  beta: float = 0.95,
+  b1: float = 0.9,
+  b2: float = 0.98,
+  weight_decay: float = 0.01,
+  clip_norm: float | None = 2.0,
+  matrices: str = '.*/stack/.*/kernel',
+  frozen: Sequence[str] = (),
+) -> Optimizer:
+  """Muon on the Transformers' matrices, AdamW on all else.
+
+  No paper of this family uses it; a short run learns in half the steps. An
+  update of a matrix is its momentum, orthogonalised (Jordan et al. 2024), and
+  scaled to a root mean square that a learning rate tuned for Adam fits (Liu et
+  al. 2025, arXiv:2502.16982).
+
+  Args:
+    learning_rate: A number or a schedule, for both.
+    update_rms: Root mean square of a matrix's update, over the learning rate.
+    beta: Decay of a matrix's momentum, of Nesterov's kind.
+    b1: Decay of Adam's first moment.
+    b2: Decay of Adam's second moment.
+    weight_decay: Decoupled decay, multiplied by the learning rate.
+    clip_norm: Largest global gradient norm over the trained parameters, or
+      None.
+    matrices: Regular expression of the names of what Muon updates: kernels as
+      `modules.Dense` has them.
+    frozen: Names of parameters that stay as they are, as in `adamw`.
+
+  Returns:
+    An optimizer.
+  """
+  schedule = _schedule(learning_rate)
+  transformation = contrib.muon(
+    schedule,
+    beta=beta,
+    weight_decay=weight_decay,
+    adam_b1=b1,
+    adam_b2=b2,
+    adam_weight_decay=weight_decay,
+    muon_weight_dimension_numbers=functools.partial(
+      _matrix_axes, pattern=re.compile(matrices)
+    ),
+    consistent_rms=update_rms,
+  )
+  return _optimizer(transformation, schedule, 'muon', clip_norm, frozen)
+
+
+def _matrix_axes(params: PyTree, pattern: re.Pattern[str]) -> PyTree:
+  """How each kernel is a matrix: its axes of inputs and of outputs, or None."""
+
+  def axes(
+    path: tuple[Any, ...], leaf: jax.Array
+  ) -> contrib.MuonDimensionNumbers | None:
+    names = path_names(path)
+    if not hasattr(leaf, 'ndim') or not pattern.fullmatch('/'.join(names)):
+      return None
+    # Scanned layers are matrices side by side. All projections have one axis
+    # of inputs, but the one that joins the heads: it has one of outputs.
+    inner = tuple(range('layers' in names, leaf.ndim))
+    split = -1 if names[-2] == 'out' else 1
+    return contrib.MuonDimensionNumbers(inner[:split], inner[split:])
+
+  return jax.tree_util.tree_map_with_path(
+    axes, params, is_leaf=lambda x: isinstance(x, optax.MaskedNode)
+  )
+
+
+def _by_depth(
+  transformation: optax.GradientTransformation, layer_decay: float | None
+) -> optax.GradientTransformation:
+  if layer_decay is None:
+    return transformation
+  return optax.chain(transformation, scale_by_depth(layer_decay))
 
 
 def _schedule(learning_rate: float | Schedule) -> Schedule:
-  return (
-    learning_rate if callable(learning_rate) else (lambda step: learning_rate)
-  )
+  if callable(learning_rate):
+    return learning_rate
+  return lambda step: learning_rate
 
 
-def _finish(
-  decayed: optax.GradientTransformation,
+def _optimizer(
+  transformation: optax.GradientTransformation,
   schedule: Schedule,
+  name: str,
   clip_norm: float | None,
   frozen: Sequence[str],
-  layer_decay: float | None,
 ) -> Optimizer:
-  """Clipping before, layer-wise rates after, and nothing for the frozen."""
+  """The transformation behind clipping, on what is not frozen."""
   if clip_norm is not None and clip_norm <= 0:
     raise UserError(
-      f'training.adamw.clip_norm is {clip_norm}; give a positive norm, or None'
+      f'training.{name}.clip_norm is {clip_norm}; give a positive norm, or None'
       ' for no clipping'
     )
   clip = (
     optax.identity()
     if clip_norm is None
-    else (optax.clip_by_global_norm(clip_norm))
+    else optax.clip_by_global_norm(clip_norm)
   )
-  parts = [clip, decayed]
-  if layer_decay is not None:
-    parts.append(scale_by_depth(layer_decay))
-  transformation = optax.chain(*parts)
+  transformation = optax.chain(clip, transformation)
   if frozen:
-    transformation = _freeze(transformation, frozen)
+    transformation = _freeze(transformation, frozen, f'{name}.frozen')
   return Optimizer(transformation.init, transformation.update, schedule)
 
 
 def _freeze(
-  transformation: optax.GradientTransformation, frozen: Sequence[str]
+  transformation: optax.GradientTransformation,
+  frozen: Sequence[str],
+  argument: str,
 ) -> optax.GradientTransformation:
   """The transformation on all but the frozen, which get a zero update."""
 
   def labels(params: PyTree) -> PyTree:
     return jax.tree.map(
       lambda trained: 'trained' if trained else 'frozen',
-      _unmatched(params, frozen, 'frozen'),
+      _unmatched(params, frozen, argument),
     )
 
   parts = {'trained': transformation, 'frozen': optax.set_to_zero()}
   return optax.multi_transform(parts, labels)
 
 
-def _unmatched(params: PyTree, patterns: Sequence[str], what: str) -> PyTree:
+def _unmatched(
+  params: PyTree, patterns: Sequence[str], argument: str
+) -> PyTree:
   """True where no pattern matches the parameter's name.
 
   Args:
     params: Parameters (or what has their structure).
     patterns: Regular expressions.
-    what: The argument of `adamw` that they come from.
+    argument: The optimizer's argument that they come from: 'adamw.frozen'.
 
   Returns:
     A tree of bool.
@@ -178,16 +261,15 @@ def _unmatched(params: PyTree, patterns: Sequence[str], what: str) -> PyTree:
       compiled.append(re.compile(pattern))
     except re.error as error:
       raise UserError(
-        f'training.adamw.{what}: {pattern!r} is not a regular expression:'
-        f' {error}'
+        f'training.{argument}: {pattern!r} is not a regular expression: {error}'
       ) from None
   names = named_leaves(params)
   for pattern in compiled:
     # A mask over what is left after freezing may rightly be empty; a pattern
     # that matches no parameter at all is a spelling mistake.
-    if what == 'frozen' and not any(map(pattern.fullmatch, names)):
+    if argument.endswith('.frozen') and not any(map(pattern.fullmatch, names)):
       raise UserError(
-        f'training.adamw.frozen: {pattern.pattern!r} matches no parameter;'
+        f'training.{argument}: {pattern.pattern!r} matches no parameter;'
         f' names look like {next(iter(names), "?")!r}'
       )
 

@@ -139,3 +139,66 @@ def test_schedule_mistakes():
     training.constant(-1.0)
   with pytest.raises(UserError, match='give 0 or more'):
     training.constant(1.0, -1)
+
+
+def kernels(*shape):
+  return jax.random.normal(jax.random.key(len(shape)), shape)
+
+
+def test_muon_orthogonalises_what_a_projection_maps():
+  shapes = {'query': (8, 2, 3), 'out': (2, 3, 8), 'wi': (8, 16)}
+  fans = {'query': (8, 6), 'out': (6, 8), 'wi': (8, 16)}
+  params = {name: {'kernel': kernels(*s)} for name, s in shapes.items()}
+  params = {'main': {'stack': {'layers_0': params}}}
+  optimizer = training.muon(
+    1e-2, update_rms=0.3, weight_decay=0.0, clip_norm=None
+  )
+  updates, _ = optimizer.update(params, optimizer.init(params), params)
+  for name, update in updates['main']['stack']['layers_0'].items():
+    gradient = params['main']['stack']['layers_0'][name]['kernel']
+    u, _, v = np.linalg.svd(
+      np.reshape(gradient, fans[name]), full_matrices=False
+    )
+    matrix = -np.reshape(update['kernel'], fans[name])
+    size = 1e-2 * 0.3 * np.sqrt(max(fans[name]))
+    # The first momentum is along the gradient. Five Newton-Schulz steps bring
+    # singular values near one, not to it: 0.68 to 1.13 (Jordan et al.).
+    values = u.T @ matrix @ v.T / size
+    assert (np.diag(values) > 0.65).all() and (np.diag(values) < 1.16).all()
+    np.testing.assert_allclose(
+      values - np.diag(np.diag(values)), 0, atol=1e-4, err_msg=name
+    )
+
+
+def test_muon_takes_scanned_layers_as_matrices_side_by_side():
+  looped = {
+    f'layers_{i}': {'out': {'kernel': kernels(2, 3, 8) * (i + 1) + i}}
+    for i in range(2)
+  }
+  scanned = jax.tree.map(lambda *x: jnp.stack(x), *looped.values())
+  optimizer = training.muon(1e-2)
+  results = []
+  for layers in (looped, {'layers': scanned}):
+    params = {'main': {'stack': layers}}
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    results.append(updates['main']['stack'])
+  for i in range(2):
+    np.testing.assert_allclose(
+      results[1]['layers']['out']['kernel'][i],
+      results[0][f'layers_{i}']['out']['kernel'],
+      rtol=1e-4,
+      atol=1e-8,
+    )
+
+
+def test_muon_leaves_all_else_to_adam_and_the_frozen_alone():
+  # No name here is a Transformer's: everything is Adam's.
+  params, _ = run(training.muon(1e-2, frozen=('auxiliary/.*',)), steps=1)
+  np.testing.assert_array_equal(
+    params['auxiliary']['kernel'], PARAMS['auxiliary']['kernel']
+  )
+  moved = params['main']['bias'] - PARAMS['main']['bias']
+  # Adam's first step is about the learning rate, against the gradient.
+  np.testing.assert_array_equal(np.sign(moved), [-1, 1])
+  with pytest.raises(UserError, match=r'training\.muon\.frozen'):
+    run(training.muon(1e-2, frozen=('decoder/.*',)), steps=1)

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The last step of the quickstart: asks the model, and prints its answers."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from rich import console, padding
+
+from metro_jax.inference import PretrainedModel
+from metro_jax.inference_answers import Detection
+from metro_jax.scripts import showcase
+
+# A sentence with a wrong word, and what should stand there.
+TYPED = (
+  ('Compute the eigenvalues of a square purple.', 'purple', 'matrix'),
+  ('If True, the elephant value is returned.', 'elephant', 'default'),
+  ('Raises an error if the file does green exist.', 'green', 'not'),
+  ('Returns the banana of the array.', 'banana', 'shape'),
+)
+FILL = (
+  'Returns the [MASK] of the array.',
+  'If [MASK] is None, the default value is used.',
+  'Raises an error if the [MASK] does not exist.',
+  'A list of [MASK] to be used in the model.',
+  'This function is not [MASK] by default.',
+)
+_SHOWN = 5
+_SCORED = 200
+_MASK_RATE = 0.15
+
+
+def present(
+  model: PretrainedModel, documents: Iterable[str], out: console.Console
+) -> float:
+  """Shows replaced words found and masked words filled in.
+
+  Args:
+    model: a pretrained model with its auxiliary.
+    documents: that it has not been trained on.
+    out: where to print.
+
+  Returns:
+    The probability over which words were marked.
+  """
+  originals = showcase.sentences(documents, _SCORED)
+  corrupted = showcase.corrupt(model, originals, _MASK_RATE)
+  found = model.detect([c.text for c in corrupted])
+  marked = threshold(found, sum(len(c.replaced) for c in corrupted))
+  colour = out.is_terminal and not out.no_color
+  pairs = [
+    (c, d.replaced(marked)) for c, d in zip(corrupted, found, strict=True)
+  ]
+  out.print(showcase.legend(colour))
+  out.print('\nHeld-out sentences:')
+  worth = [pair for pair in pairs if len(pair[0].replaced) >= 2][:_SHOWN]
+  typed = typed_pairs(model, marked)
+  _print_marked(worth, colour, out)
+  out.print('\nSentences with a wrong word, typed:')
+  _print_marked(typed, colour, out)
+  out.print(f'\n{_summary(pairs, marked)}\n')
+  out.print(showcase.fillings(model.fill(FILL)))
+  out.print()
+  return marked
+
+
+def threshold(found: Sequence[Detection], count: int) -> float:
+  """The probability that `count` tokens are over, in two digits.
+
+  A model says "over one half" of few tokens, as most are originals. Marking as
+  many as were replaced compares models whatever their caution.
+  """
+  p = np.sort(np.concatenate([d.p_replaced for d in found]))
+  return round(float(p[-min(count, len(p))]), 2)
+
+
+def typed_pairs(
+  model: PretrainedModel, marked: float
+) -> list[tuple[showcase.Corrupted, list[tuple[int, int]]]]:
+  """`TYPED`, with what the model marks."""
+  pairs = []
+  for sentence, wrong, right in TYPED:
+    start = sentence.index(wrong)
+    replaced = [(start, start + len(wrong), right)]
+    spans = model.detect([sentence])[0].replaced(marked)
+    pairs.append((showcase.Corrupted(sentence, replaced), spans))
+  return pairs
+
+
+def _print_marked(
+  pairs: Sequence[tuple[showcase.Corrupted, Sequence[tuple[int, int]]]],
+  colour: bool,
+  out: console.Console,
+) -> None:
+  for sentence, spans in pairs:
+    marked = showcase.mark(sentence, spans, colour)
+    out.print(padding.Padding(marked, (0, 0, 0, 2)))
+
+
+def _summary(
+  pairs: Sequence[tuple[showcase.Corrupted, Sequence[tuple[int, int]]]],
+  marked: float,
+) -> str:
+  """What was found, and what as many marks at random would find."""
+  counts = showcase.score(pairs)
+  found, wrong = counts[showcase.FOUND], counts[showcase.FALSE]
+  replaced = found + counts[showcase.MISSED]
+  words = sum(len(pair[0].text.split()) for pair in pairs)
+  return (
+    f'Marked: p(replaced) over {marked}, as many tokens as were replaced. In'
+    f' {len(pairs)} sentences, {found} of {replaced} replaced words were found'
+    f' ({found / max(replaced, 1):.0%}; at random:'
+    f' {(found + wrong) / max(words, 1):.0%}), with {wrong} false alarms.'
+  )
