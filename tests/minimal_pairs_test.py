@@ -21,6 +21,7 @@ def model(tiny_run):
   return inference.load(tiny_run, batch_size=8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('head', ['auxiliary', 'lm'])
 def test_sums_of_masked_log_probabilities(model, head):
   """Against `fill`, which tells the probabilities of all candidates."""

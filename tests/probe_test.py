@@ -29,6 +29,7 @@ def test_the_last_layer_is_what_encode_gives(model):
   assert np.abs(below[0] - found[0]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_a_span_is_the_mean_of_its_tokens(model):
   targets = [
     {'span1': [2, 4], 'label': 'x'},
@@ -60,6 +61,7 @@ def test_a_linear_task_is_learnt():
   assert found['accuracy'] < 0.7
 
 
+@pytest.mark.slow
 def test_command_line(tiny_run, tmp_path, capsys):
   rows = []
   for text in TEXTS * 4:

@@ -125,11 +125,6 @@ class Finetuner(nn.Module):
     """Each task's logits, float32 [batch, ...], without dropout."""
     return self._passes(batch, train=False)[0]
 
-  def hidden(self, batch: Batch) -> jax.Array:
-    """Hidden states [rows, length, embed_dim] of the encoder."""
-    rows = _flat(batch)
-    return self._encode(self._embed(rows, None), rows, None)
-
   def _passes(
     self, batch: Batch, train: bool
   ) -> tuple[dict[str, jax.Array], dict[str, jax.Array] | None]:

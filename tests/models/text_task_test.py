@@ -31,6 +31,7 @@ def test_writes_a_text_a_row(beams):
   assert outputs['tokens'].shape == (ROWS, TARGET)
 
 
+@pytest.mark.slow
 def test_ranks_by_the_sum_of_log_probabilities():
   """Not by their mean: T0's rule."""
   model = build('rank')
