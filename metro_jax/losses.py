@@ -55,6 +55,16 @@ def logit_of(token_logits: ops.TokenLogits, ids: jax.Array) -> jax.Array:
   return logit
 
 
+def surprise(logits: jax.Array, ids: jax.Array) -> jax.Array:
+  """-log softmax(logits)[id]; float32 [...] of logits [..., vocabulary].
+
+  For logits that are at hand; no gradient.
+  """
+  logits = jax.lax.stop_gradient(logits)
+  logit = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
+  return jax.nn.logsumexp(logits, axis=-1) - logit
+
+
 def binary_cross_entropy(logits: jax.Array, positive: jax.Array) -> jax.Array:
   """-log sigmoid(x) where `positive`, else -log(1 - sigmoid(x)).
 

@@ -272,6 +272,15 @@ def sample_gumbel(
   return pallas_kernels.gumbel(logits, seed, rows)
 
 
+def gumbel_noise(
+  shape: tuple[int, int, int], seed: jax.Array, rows: jax.Array
+) -> jax.Array:
+  """float32 [batch, draws, vocabulary]: what `sample_gumbel` adds."""
+  plane = rows.astype(jnp.uint32)[:, None, None]
+  draw, ids = (random_bits.iota(shape, axis) for axis in (1, 2))
+  return random_bits.gumbel(random_bits.bits(seed, plane, draw, ids))
+
+
 def _on_mesh(
   name: str,
   backend: str,

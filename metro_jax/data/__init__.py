@@ -15,6 +15,7 @@ from metro_jax.data.span_corruption import SpanCorruption as SpanCorruption
 from metro_jax.data.span_corruption import end_id as end_id
 from metro_jax.data.span_corruption import row_length as row_length
 from metro_jax.data.span_corruption import target_length as target_length
+from metro_jax.data.term_counts import TermCounts as TermCounts
 from metro_jax.data.text_files import TextFiles as TextFiles
 from metro_jax.data.token_cache import TokenCache as TokenCache
 from metro_jax.data.token_dataset import TokenDataset as TokenDataset

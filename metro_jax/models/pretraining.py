@@ -18,7 +18,7 @@ from metro_jax.errors import UserError
 from metro_jax.models import prediction
 from metro_jax.models.base import Batch, Metrics, Params
 from metro_jax.modules import EncoderDecoder, TransformerConfig
-from metro_jax.pretrain import MaskedTokens, Pretrainer
+from metro_jax.pretrain import MLM, MaskedTokens, Pretrainer
 
 _STREAMS = ('dropout', 'sample')
 
@@ -92,6 +92,10 @@ class PretrainingModel:
     if not train:
       rng = jax.random.key(0)
     progress = self._progress(step) if train else 1.0
+    if 'auxiliary' in params and not self._trains_auxiliary:
+      # No loss of its own: nothing of it is kept for a backward pass.
+      frozen = jax.lax.stop_gradient(params['auxiliary'])
+      params = {**params, 'auxiliary': frozen}
     return self.pretrainer.apply(
       {'params': params},
       batch,
@@ -124,25 +128,22 @@ class PretrainingModel:
   def flops_per_step(self, batch_shape: tuple[int, int]) -> float:
     """Model FLOPs of a training step on [batch, length]; heads where called.
 
-    An auxiliary's second pass, only to sample from, counts once.
+    What an auxiliary computes only to be sampled from counts once.
     """
     rows, length = batch_shape
     pretrainer = self.pretrainer
     slots = min(pretrainer.max_predictions or length, length)
     trained = flops.main_model(pretrainer.main, length)
-    sampled = 0.0
-    auxiliary = pretrainer.auxiliary
-    if hasattr(auxiliary, 'config'):
-      trained += flops.encoder(auxiliary.config, length)
-      if auxiliary.dropout_rate:
-        sampled = flops.encoder(auxiliary.config, length)
-        sampled += flops.lm_head(auxiliary.config, slots)
     calls: dict[str, int] = {}
     for objective in pretrainer.objectives:
       for head, n in objective.head_calls(length, slots).items():
         calls[head] = max(n, calls.get(head, 0))
+    calls.pop('mlm', None)
+    further = calls.pop('main', 0)
+    trained += further * flops.encoder(pretrainer.main.config, length)
+    auxiliary = self._auxiliary(length, slots)
     trained += sum(self._head(head, n) for head, n in calls.items())
-    return rows * (flops.TRAINING * trained + sampled)
+    return rows * (flops.TRAINING * trained + auxiliary)
 
   def parameter_counts(self) -> dict[str, int]:
     """Parameters by part, without making them.
@@ -160,7 +161,7 @@ class PretrainingModel:
     }
     return {
       'main': sizes['embedder'] + sizes['main'],
-      'heads': sizes.get('rtd_head', 0) + sizes.get('lm_head', 0),
+      'heads': sum(n for part, n in sizes.items() if part.endswith('_head')),
       'auxiliary': sizes.get('auxiliary', 0),
       'total': sum(sizes.values()),
     }
@@ -183,10 +184,35 @@ class PretrainingModel:
     pretrainer = self.pretrainer
     config = pretrainer.config
     if head == 'rtd':
-      return flops.rtd_head(config, calls, pretrainer.rtd_head.hidden)
-    if head == 'lm':
-      return flops.lm_head(config, calls, pretrainer.lm_head.projection)
-    return flops.lm_head(self.pretrainer.auxiliary.config, calls)
+      return flops.rtd_head(config, calls, self.pretrainer.rtd_head.hidden)
+    if head == 'choice':
+      return flops.rtd_head(config, calls)
+    if head == 'sequence':
+      return 2.0 * calls * config.embed_dim**2
+    return flops.lm_head(config, calls, self.pretrainer.lm_head.projection)
+
+  @property
+  def _trains_auxiliary(self) -> bool:
+    return any(isinstance(o, MLM) for o in self.pretrainer.objectives)
+
+  def _auxiliary(self, length: int, slots: int) -> float:
+    """FLOPs of the auxiliary for one row, all passes together."""
+    work = getattr(self.pretrainer.auxiliary, 'work', None)
+    if work is None:
+      return 0.0
+    once = sum(flops.encoder(config, length) for config in work.encoders)
+    once += sum(flops.lm_head(config, slots) for config in work.heads)
+    # Without a loss, a pass that is not sampled from is not computed.
+    idle = 0 if work.second_pass else 1
+    trained = flops.TRAINING if self._trains_auxiliary else idle
+    passes = trained + work.second_pass
+    # The sample's gradient: into the table's rows, and back into the mixture.
+    crossing = self.pretrainer.sampler.carries_gradient
+    product = sum(
+      flops.lm_head(config, slots, projection=False)
+      for config in work.heads[: work.mixtures]
+    )
+    return passes * once + (flops.TRAINING if crossing else 1) * product
 
 
 def _split(rng: jax.Array, names: tuple[str, ...]) -> dict[str, jax.Array]:

@@ -16,6 +16,7 @@ from metro_jax.modules.encoder_decoder import MainOutput as MainOutput
 from metro_jax.modules.encoder_decoder import shift_right as shift_right
 from metro_jax.modules.heads import LMHead as LMHead
 from metro_jax.modules.heads import RTDHead as RTDHead
+from metro_jax.modules.heads import SequenceHead as SequenceHead
 from metro_jax.modules.mlp import MLP as MLP
 from metro_jax.modules.mlp import gelu as gelu
 from metro_jax.modules.norm import LayerNorm as LayerNorm

@@ -104,3 +104,22 @@ class RTDHead(nn.Module):
       (width, 1), ('embed', None), jnp.dtype('float32'), last, name='output'
     )(h)
     return logits[..., 0]
+
+
+class SequenceHead(nn.Module):
+  """A vector for a whole sequence: dense, activation, LayerNorm (COCO-LM)."""
+
+  config: TransformerConfig
+
+  @nn.compact
+  def __call__(self, h: jax.Array) -> jax.Array:
+    """[..., embed_dim] to the same shape."""
+    config = self.config
+    h = Dense(
+      (h.shape[-1], h.shape[-1]),
+      ('embed', None),
+      config.compute_dtype,
+      initializers.normal(config.init_stddev),
+      name='dense',
+    )(h)
+    return LayerNorm(config, name='norm')(ACTIVATIONS[config.activation](h))

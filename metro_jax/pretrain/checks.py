@@ -3,6 +3,8 @@
 
 from typing import TYPE_CHECKING
 
+from flax import linen as nn
+
 from metro_jax.errors import UserError
 from metro_jax.pretrain.objectives import MLM
 
@@ -24,6 +26,13 @@ def check(pretrainer: 'Pretrainer') -> None:
     )
   if pretrainer.auxiliary is not None:
     _check_sharing(pretrainer)
+    _check_mixture(pretrainer)
+    if MLM.name in names and not isinstance(pretrainer.auxiliary, nn.Module):
+      raise UserError(
+        'Pretrainer.objectives: MLM trains an auxiliary, and'
+        f' {type(pretrainer.auxiliary).__name__} has nothing to train; leave'
+        ' MLM out'
+      )
   elif MLM.name in names:
     raise UserError(
       'Pretrainer.objectives: MLM trains an auxiliary, and there is none; leave'
@@ -63,3 +72,14 @@ def _check_sharing(pretrainer: 'Pretrainer') -> None:
         f" main model's TransformerConfig is {ours}, of the auxiliary's"
         f' {theirs}; make them equal, or share nothing of the embedding'
       )
+
+
+def _check_mixture(pretrainer: 'Pretrainer') -> None:
+  mixture = getattr(pretrainer.auxiliary, 'mixture', None)
+  learned = getattr(mixture, 'learned', False)
+  if learned and not pretrainer.sampler.carries_gradient:
+    raise UserError(
+      'Pretrainer.sampler (SAMPLER): a LearnedMixture learns through the'
+      f' sample, and {type(pretrainer.sampler).__name__} lets no gradient'
+      ' pass; use GumbelStraightThrough, or another mixture'
+    )

@@ -16,7 +16,7 @@ from flax import struct
 from metro_jax.modules import Dropout
 
 if TYPE_CHECKING:
-  from metro_jax.pretrain.auxiliary import Proposal
+  from metro_jax.pretrain.proposal import Proposal
 
 _PAD = 0
 
@@ -126,8 +126,17 @@ class MaskedTokens:
 
     Equation 5 of METRO-LM. A gather by slot: no scatter is needed.
     """
-    there = jnp.take_along_axis(ids, jnp.maximum(self.slot, 0), axis=1)
-    return jnp.where(self.is_masked, there, self.original)
+    return jnp.where(self.is_masked, self._by_slot(ids), self.original)
+
+  def spread(self, x: jax.Array) -> jax.Array:
+    """Inverse of `gather`: [batch, slots, ...] where masked, else zero."""
+    here = self.is_masked.reshape(self.slot.shape + (1,) * (x.ndim - 2))
+    return jnp.where(here, self._by_slot(x), jnp.zeros((), x.dtype))
+
+  def _by_slot(self, x: jax.Array) -> jax.Array:
+    index = jnp.maximum(self.slot, 0)
+    index = index.reshape(index.shape + (1,) * (x.ndim - 2))
+    return jnp.take_along_axis(x, index, axis=1)
 
   def dropout(self, rate: float, train: bool) -> Dropout | None:
     """Dropout of hidden states and attention for these rows, or None."""
@@ -145,11 +154,16 @@ class Corrupted:
     masked: what it was made from.
     proposal: where the replacements came from; None if the batch came
       corrupted.
+    relaxed: float32 [batch, slots, vocabulary], what stands in for the drawn
+      ids in the backward pass; None where no gradient crosses.
+    train: whether dropout is on.
   """
 
   tokens: jax.Array
   masked: MaskedTokens
   proposal: 'Proposal | None' = None
+  relaxed: jax.Array | None = None
+  train: bool = struct.field(pytree_node=False, default=False)
 
   @property
   def replaced(self) -> jax.Array:

@@ -53,7 +53,11 @@ class Objective(Protocol):
     """float32 scalar: how many positions `total` sums over."""
 
   def head_calls(self, length: int, slots: int) -> dict[str, int]:
-    """How often a row calls each head ('mlm', 'lm', 'rtd'), for FLOPs."""
+    """How often a row calls each head, for FLOPs.
+
+    Heads are 'mlm', 'lm', 'rtd', 'choice' (a logit of one token) and
+    'sequence'; 'main' is a further pass of the main model.
+    """
 
   def __call__(
     self, pretrainer: 'Pretrainer', outputs: Outputs, corrupted: Corrupted
@@ -91,6 +95,8 @@ def hidden_states(outputs: Outputs, source: str, parameter: str) -> jax.Array:
 class MLM:
   """Masked language modelling of the auxiliary: METRO-LM equation 4.
 
+  The losses of several heads add up (AMOS equation 2).
+
   Attributes:
     weight: factor in the loss.
   """
@@ -114,21 +120,26 @@ class MLM:
     del pretrainer, outputs
     masked, proposal = corrupted.masked, corrupted.proposal
     targets, weights = masked.targets, masked.weights
-    loss, log_normalizer, predicted = losses.token_cross_entropy(
-      proposal.token_logits, targets
-    )
+    heads = [losses.token_cross_entropy(x, targets) for x in proposal.heads]
+    deepest = heads[-1]
     drawn = masked.gather(corrupted.tokens)
     if proposal.sampled_from is None:
       logit = losses.logit_of(proposal.token_logits, drawn)
-      surprise = log_normalizer - logit
+      surprise = deepest.log_normalizer - logit
     else:
-      surprise = losses.token_cross_entropy(proposal.sampled_from, drawn).loss
+      surprise = losses.surprise(proposal.sampling_logits(), drawn)
+    mean = metrics.Mean.of
+    by_head = {
+      f'mlm_loss/{name}': mean(head.loss, weights)
+      for name, head in zip(proposal.head_names, heads, strict=False)
+    }
     return LossTerm(
-      jnp.sum(loss * weights),
+      sum(jnp.sum(head.loss * weights) for head in heads),
       {
-        'auxiliary_accuracy': metrics.Mean.of(predicted == targets, weights),
+        'auxiliary_accuracy': mean(deepest.predicted == targets, weights),
         # E[-log p(sample)] is the entropy, without a sum over the vocabulary.
-        'auxiliary_entropy': metrics.Mean.of(surprise, weights),
+        'auxiliary_entropy': mean(surprise, weights),
+        **by_head,
       },
     )
 

@@ -24,15 +24,21 @@ from metro_jax.modules import (
   LMHead,
   MainOutput,
   RTDHead,
+  SequenceHead,
   TokenLogits,
   TransformerConfig,
   shift_right,
 )
 from metro_jax.pretrain import checks
-from metro_jax.pretrain.auxiliary import Proposal
 from metro_jax.pretrain.corruption import Batch, Corrupted, MaskedTokens
 from metro_jax.pretrain.objectives import MLM, RTD, CorrectiveLM, Objective
-from metro_jax.pretrain.sampling import Categorical, Sampler
+from metro_jax.pretrain.proposal import Proposal
+from metro_jax.pretrain.sampling import (
+  Categorical,
+  Sample,
+  Sampler,
+  straight_through,
+)
 
 Metrics = dict[str, Mean | BinaryHistogram]
 
@@ -85,6 +91,7 @@ class Pretrainer(nn.Module):
     """Declares what is shared."""
     checks.check(self)
     self.embedder = Embedder(self.config)
+    self.sequence_head = SequenceHead(self.config)
 
   def __call__(
     self,
@@ -107,7 +114,7 @@ class Pretrainer(nn.Module):
     """
     masked = MaskedTokens.from_batch(batch, self.max_predictions)
     corrupted = self.corrupt(masked, progress, train)
-    outputs = self.encode(corrupted.tokens, masked, train)
+    outputs = self.encode(corrupted.tokens, masked, train, corrupted.relaxed)
     return self.loss(outputs, corrupted, normalizers)
 
   def corrupt(
@@ -115,11 +122,21 @@ class Pretrainer(nn.Module):
   ) -> Corrupted:
     """X_orig --auxiliary--> X_noise (equation 5)."""
     if self.auxiliary is None:
-      return Corrupted(masked.tokens, masked)
+      return Corrupted(masked.tokens, masked, train=train)
     proposal = self.propose(masked, progress, train)
-    seed = jax.random.bits(self.make_rng('sample'), (), jnp.uint32)
-    ids = self.sampler(proposal.sampling_logits(), seed, masked.row_ids)
-    return Corrupted(masked.fill(ids), masked, proposal)
+    sample = self.draw(proposal, masked)
+    return Corrupted(
+      masked.fill(sample.ids), masked, proposal, sample.relaxed, train
+    )
+
+  def draw(self, proposal: Proposal, masked: MaskedTokens) -> Sample:
+    """Replacements from a proposal; new ones at every call."""
+    logits = proposal.sampling_logits()
+    return self.sampler(logits, self.seed(), masked.row_ids)
+
+  def seed(self) -> jax.Array:
+    """A new uint32 for a draw, the same in all microbatches of a step."""
+    return jax.random.bits(self.make_rng('sample'), (), jnp.uint32)
 
   def propose(
     self,
@@ -131,11 +148,30 @@ class Pretrainer(nn.Module):
     return self.auxiliary(masked, self.embedder, self.share, progress, train)
 
   def encode(
-    self, tokens: jax.Array, masked: MaskedTokens, train: bool
+    self,
+    tokens: jax.Array,
+    masked: MaskedTokens,
+    train: bool,
+    relaxed: jax.Array | None = None,
   ) -> EncoderOutput | MainOutput:
-    """X_noise --main--> H, for tokens that lie where those of `masked` do."""
+    """X_noise --main--> H, for tokens that lie where those of `masked` do.
+
+    Args:
+      tokens: int32 [batch, length].
+      masked: where they lie.
+      train: whether dropout is on.
+      relaxed: see `Corrupted`.
+
+    Returns:
+      What the main model returns.
+    """
     dropout = masked.dropout(self.dropout_rate, train)
-    x = self.embedder(tokens, masked.positions, masked.valid, dropout)
+    x = self.embedder.lookup(tokens)
+    if relaxed is not None:
+      behind = straight_through(relaxed, self.embedder.table())
+      x = x + masked.spread(behind.astype(x.dtype))
+    x = self.embedder.add_positions(x, masked.positions)
+    x = self.embedder.normalize(x, masked.valid, dropout)
     decoder = {}
     if isinstance(self.main, EncoderDecoder):
       reads = shift_right(
@@ -181,10 +217,15 @@ class Pretrainer(nn.Module):
     """Logit of "this token is the original", [...] of h [..., embed_dim]."""
     return self.rtd_head(h)
 
+  def sequence_features(self, h: jax.Array) -> jax.Array:
+    """What contrastive learning compares, of h [..., embed_dim]."""
+    return self.sequence_head(h)
+
   def lm_logits(self, h: jax.Array, corrupted: Corrupted) -> TokenLogits:
     """The main model's token predictions for h [..., embed_dim]."""
     table = self.embedder.table()
-    if corrupted.proposal is None or 'lm_bias' not in self.share:
+    theirs = corrupted.proposal and corrupted.proposal.token_logits
+    if theirs is None or 'lm_bias' not in self.share:
       return self.lm_head(h, table)
     if h.shape[-1] != table.shape[-1]:
       raise UserError(
@@ -192,15 +233,26 @@ class Pretrainer(nn.Module):
         f' {table.shape[-1]} is not embed_dim {h.shape[-1]}; leave it out'
       )
     # The bias is all that this head would have of its own.
-    return dataclasses.replace(
-      corrupted.proposal.token_logits, features=h, table=table
-    )
+    return dataclasses.replace(theirs, features=h, table=table)
 
   def _corruption(self, corrupted: Corrupted) -> Metrics:
     """How much was replaced (METRO-LM Figure 3: of all tokens)."""
     masked = corrupted.masked
     masks = jnp.sum(masked.weights) + masked.dropped
-    return {
+    metrics = {
       'replace_rate': Mean.of(corrupted.replaced, masked.valid),
       'dropped_masks': Mean(masked.dropped, masks),
     }
+    proposal, shape = corrupted.proposal, masked.weights.shape
+    if proposal is None:
+      return metrics
+    if proposal.gamma is not None:
+      gamma = jnp.broadcast_to(proposal.gamma, shape)
+      metrics['curriculum/gamma'] = Mean.of(gamma, masked.weights)
+    if proposal.mixture is not None:
+      names = proposal.head_names or ('layer',)
+      weights = jnp.broadcast_to(proposal.mixture, (*shape, len(names)))
+      for head, name in enumerate(names):
+        mean = Mean.of(weights[..., head], masked.weights)
+        metrics[f'mixture/{name}'] = mean
+    return metrics

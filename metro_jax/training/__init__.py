@@ -9,6 +9,7 @@ from metro_jax.training.checkpoints import CheckpointConfig, Checkpointer
 from metro_jax.training.evaluation import Evaluator, evaluate
 from metro_jax.training.loop import TrainResult, train
 from metro_jax.training.optimizers import Optimizer, adamw
+from metro_jax.training.partial import PartialCheckpoint
 from metro_jax.training.partitioning import (
   DEFAULT_RULES,
   Partitioner,
@@ -29,6 +30,7 @@ __all__ = [
   'find_checkpoint',
   'linear_warmup_decay',
   'Optimizer',
+  'PartialCheckpoint',
   'Partitioner',
   'restore_params',
   'rsqrt',

@@ -31,6 +31,7 @@ from metro_jax.training.checkpoints import (
 )
 from metro_jax.training.evaluation import Evaluation
 from metro_jax.training.meter import Meter
+from metro_jax.training.partial import PartialCheckpoint
 from metro_jax.training.partitioning import Partitioner
 from metro_jax.training.preemption import StopSignal
 from metro_jax.training.prefetch import Dataset, device_batches
@@ -76,6 +77,7 @@ def train(
   random_seed: int = 0,
   initial_checkpoint_path: str | None = None,
   initial_parameters: Sequence[str] = ('.*',),
+  partial_checkpoint: PartialCheckpoint | None = None,
   columns: Sequence[tuple[str, str, str]] = DEFAULT_COLUMNS,
   tensorboard: bool = True,
   profile_steps: int = 0,
@@ -100,6 +102,8 @@ def train(
     initial_checkpoint_path: Where to take parameters from when `model_dir`
       has no checkpoint.
     initial_parameters: Names (regular expressions) of those to take.
+    partial_checkpoint: Parameters to take from another model's checkpoint, at
+      the same time.
     columns: What a progress line shows after the losses.
     tensorboard: Whether to write TensorBoard events beside metrics.jsonl.
     profile_steps: How many steps to trace for a profiler, after ten others.
@@ -152,6 +156,8 @@ def train(
         state = restore.load_initial(
           state, initial_checkpoint_path, initial_parameters
         )
+      if partial_checkpoint:
+        state = partial_checkpoint.load(state, train_dataset)
     first_step = int(state.step)
     if first_step >= train_steps:
       progress.note(

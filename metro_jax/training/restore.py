@@ -79,7 +79,7 @@ def restore_params(
   try:
     saved = saved_params(checkpoint)
     check_matches(checkpoint, saved, names)
-    values = _read(checkpoint, names)
+    values = read_params(checkpoint, names)
   except (UserError, MemoryError, jax.errors.JaxRuntimeError):
     raise
   except Exception as error:
@@ -130,8 +130,10 @@ def first_line(error: Exception) -> str:
   return lines[0] if len(lines[0]) <= 160 else f'{lines[0][:157]}...'
 
 
-def _read(checkpoint: pathlib.Path, names: dict[str, Any]) -> dict[str, Any]:
-  """Reads the named parameters only."""
+def read_params(
+  checkpoint: pathlib.Path, names: dict[str, Any]
+) -> dict[str, Any]:
+  """Reads the named parameters only, each to the devices of its value."""
   tree: dict[str, Any] = {}
   for name, x in names.items():
     *parents, last = name.split('/')

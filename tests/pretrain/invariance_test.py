@@ -3,6 +3,7 @@
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pretrain_models
 import pytest
 from jax.tree_util import DictKey
 
-from metro_jax import metrics
+from metro_jax import metrics, pretrain
 from metro_jax.pretrain import MaskedTokens
 
 EPS = float(np.finfo(np.float32).eps)
@@ -95,8 +96,10 @@ def test_replacements_follow_the_row_not_its_place(tiny):
 class MostLikely:
   """A sampler without chance."""
 
+  carries_gradient: ClassVar[bool] = False
+
   def __call__(self, logits, seed, rows):
-    return jnp.argmax(logits, axis=-1)
+    return pretrain.Sample(jnp.argmax(logits, axis=-1))
 
 
 def packed_and_apart():
