@@ -92,11 +92,13 @@ def measure(
     ways['library'] = case.library
   rows, compiled = [], {}
   arguments = case.arguments(jax.random.key(0))
+  fresh = small.arguments(jax.random.key(time.time_ns() % 2**31))
+  exact = in_float64(small, *fresh)
   for by, op in ways.items():
     row = {c: None for c in _COLUMNS} | {'op': name, 'by': by}
     rows.append(row)
     try:
-      row['error'] = f'{error(small, op):.1e}'
+      row['error'] = f'{error(jax.jit(pulled(op))(*fresh), exact):.1e}'
       step = jax.jit(pulled(op)).lower(*arguments).compile()
       jax.block_until_ready(step(*arguments))
     except Exception as problem:  # A row that says why, and the next one.
@@ -138,16 +140,17 @@ def pulled(op: Callable) -> Callable:
   return both
 
 
-def error(case: cases_lib.Case, op: Callable) -> float:
-  """Largest difference from float64, relative to the largest value."""
-  seed = time.time_ns() % 2**31
-  floats, others = case.arguments(jax.random.key(seed))
-  got = jax.device_get(jax.jit(pulled(op))(floats, others))
+def in_float64(case: cases_lib.Case, floats: dict, others: dict) -> tuple:
+  """Result and gradients as they should be."""
   with jax.enable_x64(True):
-    exact = {n: jnp.asarray(np.float64(x)) for n, x in floats.items()}
-    want = jax.device_get(jax.jit(pulled(case.exact))(exact, others))
+    floats = {name: jnp.asarray(np.float64(x)) for name, x in floats.items()}
+    return jax.device_get(jax.jit(pulled(case.exact))(floats, others))
+
+
+def error(got: tuple, exact: tuple) -> float:
+  """Largest difference, relative to the largest value of each array."""
   worst = 0.0
-  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(exact), strict=True):
     difference = np.abs(np.float64(a) - b).max()
     worst = max(worst, difference / max(np.abs(b).max(), 1e-30))
   return float(worst)

@@ -5,6 +5,7 @@ Sizes are such that only logits have two dimensions as long as a sequence
 (attention) or as many elements as tokens x vocabulary (language model).
 """
 
+import functools
 import math
 import re
 
@@ -16,6 +17,7 @@ from metro_jax.training.state import TrainState, unbox
 from metro_jax.training.step import make_train_step
 
 ROWS, LENGTH, SLOTS, VOCAB, WIDTH, HEADS = 2, 512, 77, 20000, 32, 2
+_OPTIMIZER = optax.adam(1e-3)
 
 
 def on(backend: str) -> dict[str, str]:
@@ -26,16 +28,19 @@ def on(backend: str) -> dict[str, str]:
 
 def train_step(backend: str):
   """The step of METRO-LM's recipe, and the shapes of its arguments."""
-  optimizer = optax.adam(1e-3)
-  model = _model('xla')  # Whose parameters are the same.
+  return make_train_step(_model(backend), _OPTIMIZER), _shapes_of_arguments()
+
+
+@functools.cache
+def _shapes_of_arguments():
+  model = _model('xla')  # Kernels do not change parameters.
   batch = model.build_batch_spec(ROWS, LENGTH)
 
   def start():
     params = unbox(model.init(jax.random.key(0), batch))
-    return TrainState.create(params, optimizer)
+    return TrainState.create(params, _OPTIMIZER)
 
-  args = jax.eval_shape(start), None, jax.eval_shape(lambda: batch)
-  return make_train_step(_model(backend), optimizer), args
+  return jax.eval_shape(start), None, jax.eval_shape(lambda: batch)
 
 
 def _model(backend):
