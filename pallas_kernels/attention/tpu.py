@@ -128,11 +128,12 @@ def _backward(how, residuals, g):
   )
   d_data = jax.tree.map(no_gradient, data)
   if how.vector:
-    d_data = d_data._replace(vector=shape.vector_gradient(d_windows))
-  if how.reset:
-    d_reset = jnp.sum(d_to_cls, axis=(1, 2))
-    d_reset = jnp.stack([d_reset, jnp.zeros_like(d_reset)], axis=1)
-    d_data = d_data._replace(reset=d_reset)
+    d_vector, d_reset = tpu_logits.bias_gradient(
+      d_windows, d_to_cls, shape.queries, shape.keys, shape.block
+    )
+    d_data = d_data._replace(vector=d_vector)
+    if how.reset:
+      d_data = d_data._replace(reset=d_reset)
   return (
     shape.unpad(dq, q.shape[1]),
     shape.unpad(dk, k.shape[1]).astype(k.dtype),
@@ -186,7 +187,9 @@ class _Shape:
     return (
       jnp.pad(data.q_codes, ((0, 0), (0, queries)))[:, :, None],
       jnp.pad(data.k_codes, ((0, 0), (0, keys)))[:, None, :],
-      self._windows(vector),
+      tpu_logits.windows(
+        vector, self.queries, self.blocks, self.block, self.window
+      ),
       data.reset,
       lax.bitcast_convert_type(data.planes, jnp.int32),
       lax.bitcast_convert_type(data.threshold, jnp.int32),
@@ -214,17 +217,6 @@ class _Shape:
         scalar,
       ],
     }
-
-  def _windows(self, vector):
-    return tpu_logits.windows(
-      vector, self.queries, self.blocks, self.block, self.window
-    )
-
-  def vector_gradient(self, d_windows):
-    """[heads, queries + keys - 1] from [heads, blocks, 8, window]."""
-    size = (self.heads, self.queries + self.keys - 1)
-    _, pull = jax.vjp(self._windows, jnp.zeros(size, jnp.float32))
-    return pull(d_windows)[0]
 
 
 def _logits(q, k, data, how, head):
@@ -271,14 +263,10 @@ def _backward_kernel(q_ref, k_ref, v_ref, *refs, how):
   scaled = (ds * how.scale).astype(q.dtype)
   dk_ref[0, 0] += _dot(scaled, q, 0, 0)
   dq_ref[0, 0] = _dot(scaled, k, 1, 0).astype(dq_ref.dtype)
-  if not how.vector:
-    return
-  if how.reset:
-    ds = jnp.where(tile.is_first(data.q_codes[0]), 0.0, ds)
-    to_cls = jnp.where(tile.is_first(data.k_codes[0]), ds, 0.0)
-    d_to_cls_ref[0] += jnp.sum(to_cls, axis=0, keepdims=True)
-    ds = ds - to_cls
-  d_window_ref[0, block] += tpu_logits.fold(ds, d_window_ref.shape[3])
+  if how.vector:
+    tpu_logits.add_bias_gradient(
+      ds, how, data, block, d_window_ref, d_to_cls_ref
+    )
 
 
 def _dot(a, b, a_axis, b_axis):

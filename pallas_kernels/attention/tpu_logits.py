@@ -133,3 +133,58 @@ def dropped(
     data.threshold[0].astype(jnp.uint32),
     data.keep_scale[0],
   )
+
+
+def add_bias_gradient(
+  ds: jax.Array,
+  how: tile.How,
+  data: operands.Operands,
+  block: jax.Array,
+  d_windows: jax.Array,
+  d_to_cls: jax.Array,
+) -> None:
+  """Adds up what the cotangents of a block's logits mean for the bias.
+
+  Args:
+    ds: float32 [rows, keys].
+    how: of the kernel.
+    data: as in `masked`.
+    block: index of the block of queries.
+    d_windows: reference to float32 [1, blocks, 8, width], of this head.
+    d_to_cls: reference to float32 [1, 1, keys], of this head.
+  """
+  if how.reset:
+    ds = jnp.where(tile.is_first(data.q_codes[0]), 0.0, ds)
+    to_cls = jnp.where(tile.is_first(data.k_codes[0]), ds, 0.0)
+    d_to_cls[0] += jnp.sum(to_cls, axis=0, keepdims=True)
+    ds = ds - to_cls
+  d_windows[0, block] += fold(ds, d_windows.shape[3])
+
+
+def bias_gradient(
+  d_windows: jax.Array,
+  d_to_cls: jax.Array,
+  queries: int,
+  keys: int,
+  block: int,
+) -> tuple[jax.Array, jax.Array]:
+  """Cotangents of the vector and of the reset scalars.
+
+  Args:
+    d_windows: float32 [heads, blocks, 8, width].
+    d_to_cls: float32 [heads, 1, keys], padded.
+    queries: number of queries.
+    keys: number of keys.
+    block: queries of a block.
+
+  Returns:
+    float32 [heads, queries + keys - 1] and [heads, 2].
+  """
+  heads, blocks, _, width = d_windows.shape
+  _, pull = jax.vjp(
+    lambda vector: windows(vector, queries, blocks, block, width),
+    jnp.zeros((heads, queries + keys - 1), jnp.float32),
+  )
+  d_reset = jnp.sum(d_to_cls, axis=(1, 2))
+  d_reset = jnp.stack([d_reset, jnp.zeros_like(d_reset)], axis=1)
+  return pull(d_windows)[0], d_reset

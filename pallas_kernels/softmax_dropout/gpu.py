@@ -10,6 +10,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
 from pallas_kernels.attention import gpu_logits, operands, tile
+from pallas_kernels.attention.bias import PositionBias
 from pallas_kernels.dropout.tile import dropped
 
 # Elements of a tile: 32 registers a thread for each array that is alive, half
@@ -17,6 +18,7 @@ from pallas_kernels.dropout.tile import dropped
 _TILE = 4096
 _WARPS = 4
 MAX_KEYS = 16384
+_DATA = len(operands.Operands._fields)  # References of a kernel.
 
 
 def forward(how, dtype, logits, untied, data):
@@ -25,9 +27,24 @@ def forward(how, dtype, logits, untied, data):
 
 
 def backward(how, logits, untied, data, g):
-  """See `rowwise.Kernels`."""
+  """See `rowwise.Kernels`.
+
+  The gradient of the bias is a sum of the logits' cotangents, which are in
+  memory anyway: XLA adds them up.
+  """
   kernel, dtype = _backward_kernel, logits.dtype
-  return _call(kernel, how, dtype, _TILE // 2, logits, untied, data, g)
+  dx = _call(kernel, how, dtype, _TILE // 2, logits, untied, data, g)
+  if not how.vector:
+    return dx, None, None
+
+  def dense(vector, reset):
+    """The bias written out; only its gradient is ever computed."""
+    first = (tile.is_first(c) for c in (data.q_codes, data.k_codes))
+    bias = PositionBias(*dx.shape[2:], vector, reset, *first).dense()
+    return jnp.broadcast_to(bias, dx.shape)
+
+  _, pull = jax.vjp(dense, data.vector, data.reset if how.reset else None)
+  return dx, *pull(dx.astype(jnp.float32) / how.scale)
 
 
 def _call(kernel, how, dtype, size, logits, untied, data, *g):
@@ -118,9 +135,6 @@ def _backward_kernel(logits_ref, *refs, how, block):
   p = rows.probabilities(logits_ref, untied)
   dx = tile.softmax_gradient(p, rows.dropped(rows.load(g_ref)))
   rows.store(dx_ref, dx * how.scale)
-
-
-_DATA = len(operands.Operands._fields)
 
 
 def _iota(size):

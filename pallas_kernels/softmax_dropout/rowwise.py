@@ -4,8 +4,7 @@
 A kernel holds whole rows, so one pass over the logits makes the result, and
 one over logits and cotangents makes the gradient: the softmax and the mask are
 taken again, nothing but the logits is kept. A relative bias is read as a
-vector. Its gradient is a sum of the logits' cotangents, which are there
-anyway; XLA adds them up.
+vector.
 """
 
 import functools
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import backend
 from pallas_kernels.attention import operands, tile
-from pallas_kernels.attention.bias import PositionBias
+from pallas_kernels.attention.bias import PositionBias, sum_batch
 from pallas_kernels.no_gradient import no_gradient
 
 
@@ -51,8 +50,20 @@ class Kernels(Protocol):
     untied: jax.Array | None,
     data: operands.Operands,
     g: jax.Array,
-  ) -> jax.Array:
-    """Cotangent of the logits, in their dtype; `g` is that of the result."""
+  ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+    """Cotangents, of the logits in their dtype.
+
+    Args:
+      how: what to compile.
+      logits: as in `forward`.
+      untied: as in `forward`.
+      data: as in `forward`.
+      g: cotangent of the result.
+
+    Returns:
+      Those of the logits; of the bias vector and of the reset scalars, which
+      are not looked at where there is none.
+    """
 
 
 def make(kernels: Kernels) -> Callable:
@@ -113,29 +124,17 @@ def _forward(static, logits, untied, data):
 def _backward(static, residuals, g):
   kernels, how, _ = static
   logits, untied, data = residuals
-  d_logits = kernels.backward(how, logits, untied, data, g)
+  d_logits, d_vector, d_reset = kernels.backward(how, logits, untied, data, g)
   d_data = jax.tree.map(no_gradient, data)
-  if not how.vector and untied is None:
-    return d_logits, None, d_data
-  dx = d_logits.astype(jnp.float32) / how.scale
-
-  def dense(vector, reset, untied):
-    """The bias written out; only its gradient is ever computed."""
-    first = (tile.is_first(c) for c in (data.q_codes, data.k_codes))
-    bias = PositionBias(*dx.shape[2:], vector, reset, *first, untied).dense()
-    return jnp.broadcast_to(bias, dx.shape)
-
-  _, pull = jax.vjp(
-    dense,
-    data.vector if how.vector else None,
-    data.reset if how.reset else None,
-    untied,
-  )
-  d_vector, d_reset, d_untied = pull(dx)
   if how.vector:
     d_data = d_data._replace(vector=d_vector)
   if how.reset:
     d_data = d_data._replace(reset=d_reset)
+  d_untied = None
+  if untied is not None:
+    d_untied = d_logits.astype(jnp.float32) / how.scale
+    if untied.shape[0] < logits.shape[0]:
+      d_untied = sum_batch(d_untied)
   return d_logits, d_untied, d_data
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A training step whose arrays can be told apart by their sizes.
 
-Sizes are such that only logits have two dimensions as long as a sequence
-(attention) or as many elements as tokens x vocabulary (language model).
+Sizes are such that only logits have two dimensions as long as a sequence, and
+whole squares of it (attention), or as many elements as tokens x vocabulary
+(language model).
 """
 
 import functools
@@ -65,8 +66,15 @@ def _model(backend):
 
 
 def matrices(text: str) -> list[tuple[int, ...]]:
-  """Shapes in a program's text that hold queries x keys."""
-  return [s for s in _shapes(text) if sum(n >= LENGTH for n in s) > 1]
+  """Shapes in a program's text that hold queries x keys.
+
+  Two long dimensions alone do not tell: XLA reshapes what it adds up.
+  """
+  return [
+    s
+    for s in _shapes(text)
+    if sum(n >= LENGTH for n in s) > 1 and math.prod(s) % LENGTH**2 == 0
+  ]
 
 
 def logits(text: str) -> list[tuple[int, ...]]:
