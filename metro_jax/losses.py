@@ -38,6 +38,29 @@ def token_cross_entropy(
   return TokenLoss(*ops.token_cross_entropy(token_logits, targets))
 
 
+def sampled_cross_entropy(
+  token_logits: ops.TokenLogits,
+  targets: jax.Array,
+  seed: jax.Array,
+  rows: jax.Array,
+) -> tuple[TokenLoss, jax.Array]:
+  """`token_cross_entropy`, and a draw from the same pass over the vocabulary.
+
+  Args:
+    token_logits: of shape [batch, slots, vocabulary].
+    targets: int32 [batch, slots].
+    seed: uint32 scalar.
+    rows: uint32 [batch], each row's index in the global batch.
+
+  Returns:
+    Per-position values, and ids int32 [batch, slots] without a gradient: those
+    of `ops.sample_gumbel`.
+  """
+  draw = ops.Draw(seed, rows)
+  *loss, ids = ops.token_cross_entropy(token_logits, targets, draw=draw)
+  return TokenLoss(*loss), ids
+
+
 def logit_of(token_logits: ops.TokenLogits, ids: jax.Array) -> jax.Array:
   """float32 [...], the logit of one id int32 [...] per position.
 

@@ -16,6 +16,7 @@ from flax import struct
 from metro_jax.modules import Dropout
 
 if TYPE_CHECKING:
+  from metro_jax.losses import TokenLoss
   from metro_jax.pretrain.proposal import Proposal
 
 _PAD = 0
@@ -156,6 +157,8 @@ class Corrupted:
       corrupted.
     relaxed: float32 [batch, slots, vocabulary], what stands in for the drawn
       ids in the backward pass; None where no gradient crosses.
+    sampling_loss: of the original tokens under what the replacements were
+      drawn from, if that is known already.
     train: whether dropout is on.
   """
 
@@ -163,6 +166,7 @@ class Corrupted:
   masked: MaskedTokens
   proposal: 'Proposal | None' = None
   relaxed: jax.Array | None = None
+  sampling_loss: 'TokenLoss | None' = None
   train: bool = struct.field(pytree_node=False, default=False)
 
   @property

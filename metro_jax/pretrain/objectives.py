@@ -120,12 +120,19 @@ class MLM:
     del pretrainer, outputs
     masked, proposal = corrupted.masked, corrupted.proposal
     targets, weights = masked.targets, masked.weights
-    heads = [losses.token_cross_entropy(x, targets) for x in proposal.heads]
+    known, source = corrupted.sampling_loss, proposal.source
+    heads = [
+      known
+      if known is not None and x is source
+      else losses.token_cross_entropy(x, targets)
+      for x in proposal.heads
+    ]
     deepest = heads[-1]
     drawn = masked.gather(corrupted.tokens)
-    if proposal.sampled_from is None:
-      logit = losses.logit_of(proposal.token_logits, drawn)
-      surprise = deepest.log_normalizer - logit
+    if source is proposal.token_logits:
+      known = deepest
+    if known is not None:
+      surprise = known.log_normalizer - losses.logit_of(source, drawn)
     else:
       surprise = losses.surprise(proposal.sampling_logits(), drawn)
     mean = metrics.Mean.of

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from metro_jax import losses
 from metro_jax.errors import UserError
 from metro_jax.metrics import BinaryHistogram, Mean
 from metro_jax.modules import (
@@ -126,13 +127,23 @@ class Pretrainer(nn.Module):
     proposal = self.propose(masked, progress, train)
     sample = self.draw(proposal, masked)
     return Corrupted(
-      masked.fill(sample.ids), masked, proposal, sample.relaxed, train
+      masked.fill(sample.ids),
+      masked,
+      proposal,
+      sample.relaxed,
+      sample.loss,
+      train,
     )
 
   def draw(self, proposal: Proposal, masked: MaskedTokens) -> Sample:
     """Replacements from a proposal; new ones at every call."""
-    logits = proposal.sampling_logits()
-    return self.sampler(logits, self.seed(), masked.row_ids)
+    seed, rows, source = self.seed(), masked.row_ids, proposal.source
+    if self.sampler.rides_along and isinstance(source, TokenLogits):
+      loss, ids = losses.sampled_cross_entropy(
+        source, masked.targets, seed, rows
+      )
+      return Sample(ids, loss=loss)
+    return self.sampler(proposal.sampling_logits(), seed, rows)
 
   def seed(self) -> jax.Array:
     """A new uint32 for a draw, the same in all microbatches of a step."""

@@ -40,11 +40,15 @@ class Proposal:
     own = () if self.token_logits is None else (self.token_logits,)
     return (*self.shallower, *own)
 
+  @property
+  def source(self) -> TokenLogits | jax.Array:
+    """What replacements are drawn from."""
+    own = self.sampled_from is None
+    return self.token_logits if own else self.sampled_from
+
   def sampling_logits(self) -> jax.Array:
     """float32 [batch, slots, vocabulary] to draw replacements from."""
-    source = self.sampled_from
-    if source is None:
-      source = self.token_logits
+    source = self.source
     return source.logits() if isinstance(source, TokenLogits) else source
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from metro_jax import ops
+from metro_jax import losses, ops
 from metro_jax.errors import UserError
 
 
@@ -26,10 +26,13 @@ class Sample:
     ids: int32 [batch, slots].
     relaxed: float32 [batch, slots, vocabulary], probabilities that stand in
       for the drawn ids in the backward pass; None where no gradient crosses.
+    loss: of the original tokens under the distributions that were drawn from,
+      where the draw rode along with it.
   """
 
   ids: jax.Array
   relaxed: jax.Array | None = None
+  loss: losses.TokenLoss | None = None
 
 
 class Sampler(Protocol):
@@ -37,9 +40,12 @@ class Sampler(Protocol):
 
   Attributes:
     carries_gradient: whether a sample has a `relaxed` form.
+    rides_along: whether the draw is that of `losses.sampled_cross_entropy`,
+      which needs no logits in memory.
   """
 
   carries_gradient: ClassVar[bool]
+  rides_along: ClassVar[bool]
 
   def __call__(
     self, logits: jax.Array, seed: jax.Array, rows: jax.Array
@@ -61,6 +67,7 @@ class Categorical:
   """Inverts the cumulative distribution: a hash or two per draw."""
 
   carries_gradient: ClassVar[bool] = False
+  rides_along: ClassVar[bool] = False
 
   def __call__(
     self, logits: jax.Array, seed: jax.Array, rows: jax.Array
@@ -72,9 +79,14 @@ class Categorical:
 
 @dataclasses.dataclass(frozen=True)
 class Gumbel:
-  """Maximum of logits plus Gumbel noise: a hash per vocabulary entry."""
+  """Maximum of logits plus Gumbel noise: a hash per vocabulary entry.
+
+  Slower than `Categorical` where logits are in memory anyway, as they are
+  without a kernel; with one, it spares them.
+  """
 
   carries_gradient: ClassVar[bool] = False
+  rides_along: ClassVar[bool] = True
 
   def __call__(
     self, logits: jax.Array, seed: jax.Array, rows: jax.Array
@@ -99,6 +111,7 @@ class GumbelStraightThrough:
   """
 
   carries_gradient: ClassVar[bool] = True
+  rides_along: ClassVar[bool] = False
   temperature: float = 0.3
   gradient_scale: float = -1.0
 

@@ -97,6 +97,7 @@ class MostLikely:
   """A sampler without chance."""
 
   carries_gradient: ClassVar[bool] = False
+  rides_along: ClassVar[bool] = False
 
   def __call__(self, logits, seed, rows):
     return pretrain.Sample(jnp.argmax(logits, axis=-1))

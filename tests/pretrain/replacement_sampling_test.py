@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from metro_jax import losses, ops
 from metro_jax.pretrain import Categorical, Gumbel
 
 VOCAB = 300  # No multiple of a block.
@@ -78,3 +79,28 @@ def test_no_gradient_crosses(sampler):
 
   logits = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 10)))
   assert not np.asarray(jax.grad(total)(logits)).any()
+
+
+def test_a_draw_that_rides_along_is_the_samplers_own():
+  """And the loss beside it is the loss; no gradient but the loss's."""
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 5, 30)), jnp.float32)
+  targets = jnp.arange(20).reshape(4, 5)
+  rows = jnp.array([3, 1, 4, 0], jnp.uint32)
+  seed = jnp.uint32(2)
+
+  @jax.jit
+  def run(x):
+    def total(x):
+      logits = ops.TokenLogits(x, jnp.eye(30))
+      loss, ids = losses.sampled_cross_entropy(logits, targets, seed, rows)
+      return jnp.sum(loss.loss), (loss, ids)
+
+    return jax.grad(total, has_aux=True)(x)
+
+  g, (loss, ids) = run(x)
+  np.testing.assert_array_equal(ids, Gumbel()(x, seed, rows).ids)
+  log_p = jax.nn.log_softmax(x)
+  want = -jnp.take_along_axis(log_p, targets[..., None], -1)[..., 0]
+  np.testing.assert_allclose(loss.loss, want, rtol=1e-5)
+  one_hot = np.eye(30)[np.asarray(targets)]
+  np.testing.assert_allclose(g, np.exp(log_p) - one_hot, atol=1e-6)
