@@ -63,7 +63,7 @@ def suggest(
   """
   for number, macros in enumerate(_candidates(failed.zero_stage)):
     plan = cli.build(ENTRY, **macros).on(target)
-    if sum(ahead.state_bytes(plan).values()) > target.kind.memory:
+    if ahead.held_bytes(plan) > target.kind.memory:
       continue
     # The first changes nothing.
     report = compile_recipe(target, macros) if number else failed
@@ -92,12 +92,12 @@ def _with_microbatches(
   plan: ahead.Plan, report: ahead.Report, macros: Mapping[str, Any]
 ) -> dict[str, Any] | None:
   """As many microbatches as make the activations fit; None if none would."""
-  state = sum(ahead.state_bytes(plan).values())
-  room = max(report.limit - state, 1)
+  held = ahead.held_bytes(plan)
+  room = max(report.limit - held, 1)
   more = 2
   if 'peak' in report.memory:
     # One tenth for what does not shrink with the rows.
-    needed = max(1.1 * (report.memory['peak'] - state), 1)
+    needed = max(1.1 * (report.memory['peak'] - held), 1)
     more = 2 ** max(1, math.ceil(math.log2(needed / room)))
   count = report.num_microbatches * more
   if plan.rows_per_device % count:

@@ -123,7 +123,7 @@ class Machine:
     for name in ('build', 'macro'):
       monkeypatch.setattr(precompile.cli, name, getattr(self, name))
     monkeypatch.setattr(precompile, 'compile_recipe', self.compile_recipe)
-    monkeypatch.setattr(precompile.ahead, 'state_bytes', self.state_bytes)
+    monkeypatch.setattr(precompile.ahead, 'held_bytes', self.held_bytes)
     self.target = precompile.targets.Target(
       'x', 'tpu', (), precompile.targets.Kind(limit, 1, 1, 1)
     )
@@ -140,14 +140,14 @@ class Machine:
   def on(self, target):
     return self
 
-  def state_bytes(self, plan):
-    return {'all': {0: 16, 1: 9, 2: 5, 3: 1}[plan.stage]}
+  def held_bytes(self, plan):
+    return {0: 16, 1: 9, 2: 5, 3: 1}[plan.stage]
 
   def compile_recipe(self, target, macros):
     self.tried.append(macros)
     parts = macros['NUM_MICROBATCHES']
     rows = {'none': 64, 'dots': 32, 'full': 8}[macros['REMAT']] / parts
-    peak = sum(self.state_bytes(self.build('training.Plan', **macros)).values())
+    peak = self.held_bytes(self.build('training.Plan', **macros))
     return ahead.dataclasses.replace(
       REPORT,
       zero_stage=macros['ZERO_STAGE'],

@@ -123,12 +123,13 @@ class Report:
     return max(0.0, wanted - self.limit)
 
 
-def state_bytes(plan: Plan) -> dict[str, int]:
-  """Bytes on one device of what outlives a step, and of gradients.
+def held_bytes(plan: Plan) -> int:
+  """Bytes on one device of what outlives a step: parameters and slots.
 
   By shardings alone: cheap at any size.
   """
-  return dict(info.memory_per_device(plan.layout, plan.partitioner))
+  memory = info.memory_per_device(plan.layout, plan.partitioner)
+  return memory['parameters'] + memory['optimizer slots']
 
 
 def describe(plan: Plan, target: Target) -> Report:
@@ -142,7 +143,10 @@ def describe(plan: Plan, target: Target) -> Report:
     num_microbatches=plan.num_microbatches,
     parameters=info.totals_by_part(plan.layout.state.params),
     flops=plan.model.flops_per_step((plan.batch_size, plan.length)) / mesh.size,
-    memory={**state_bytes(plan), 'batch': _batch_bytes(plan)},
+    memory={
+      **info.memory_per_device(plan.layout, plan.partitioner),
+      'batch': _batch_bytes(plan),
+    },
     limit=target.kind.memory if target.kind else None,
   )
 
@@ -205,8 +209,16 @@ def _with_activations(
   peak = analysis.peak_memory_in_bytes
   if target.platform == 'cpu':  # Its compiler's peak leaves temporaries out.
     peak = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
-  rest = max(0, peak - sum(memory.values()))
-  return {**memory, 'activations and temporaries': rest, 'peak': peak}
+  held = {k: v for k, v in memory.items() if k != 'gradients'}
+  rest = peak - sum(held.values())
+  if rest < memory['gradients']:  # They were never all there at once.
+    parts = {'gradients, activations, temporaries': rest}
+  else:
+    parts = {
+      'gradients': memory['gradients'],
+      'activations, temporaries': rest - memory['gradients'],
+    }
+  return {**held, **parts, 'peak': peak}
 
 
 def _out_of_memory(message: str) -> str | None:

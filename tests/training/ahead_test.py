@@ -87,7 +87,7 @@ def test_the_peak_is_the_sum_of_its_parts(compiled):
   memory = dict(compiled[1].memory)
   peak = memory.pop('peak')
   assert peak == sum(memory.values())
-  assert memory['activations and temporaries'] > 0
+  assert min(memory.values()) > 0
 
 
 def test_a_batch_that_does_not_divide():
