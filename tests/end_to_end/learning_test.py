@@ -9,6 +9,7 @@ each token occurs, and with the untrained model.
 import collections
 import json
 import math
+import os
 import pathlib
 import subprocess
 import sys
@@ -19,9 +20,9 @@ import pytest
 from metro_jax import data
 
 VOCAB, LENGTH, MASK_RATE, STEPS = 4096, 64, 0.25, 1800
-# About half of what the quickstart's own seed gains: 1.46 nats (MLM), 1.19
-# (CLM), an area of 0.60.
-LEAST_GAIN, LEAST_AUC = 0.6, 0.55
+# About two thirds of what the quickstart's own seed gains: 2.2 nats (MLM), 1.9
+# (CLM), an area of 0.73, 19.5 % of the replaced tokens found.
+LEAST_GAIN, LEAST_AUC, LEAST_FOUND = 1.3, 0.65, 0.1
 
 
 def evaluated(model_dir: pathlib.Path) -> list[dict]:
@@ -45,7 +46,12 @@ def unigram_loss(train: data.TokenDataset, held: data.TokenDataset) -> float:
 def test_the_tiny_recipe_learns(tmp_path):
   command = [sys.executable, '-m', 'metro_jax.train']
   command += ['--gin_file=metro_lm/tiny.gin', '--gin.RANDOM_SEED=1']
-  subprocess.run([*command, f'--gin.MODEL_DIR={tmp_path}'], check=True)
+  # One device and optimised code, as the quickstart has them.
+  subprocess.run(
+    [*command, f'--gin.MODEL_DIR={tmp_path}'],
+    check=True,
+    env=os.environ | {'XLA_FLAGS': ''},
+  )
   first, *_, last = evaluated(tmp_path)
   assert last['step'] == STEPS
   train, held = (
@@ -66,5 +72,6 @@ def test_the_tiny_recipe_learns(tmp_path):
   assert last['loss/mlm'] < guess - LEAST_GAIN
   assert last['loss/clm'] < guess - LEAST_GAIN
   assert last['rtd_auc'] > LEAST_AUC
+  assert last['replace_accuracy'] > LEAST_FOUND
   assert last['loss/mlm'] < first['loss/mlm']
   assert last['replace_rate'] < first['replace_rate']
