@@ -80,6 +80,7 @@ def test_train_writes_what_t5x_users_expect(place, trained):
     'training_eval',
     'checkpoint_3',
     'checkpoint_6',
+    'writer.lock',
   }
   lines = lines_of(folder / 'train/metrics.jsonl')
   assert [line['step'] for line in lines] == [2, 4, 6]
