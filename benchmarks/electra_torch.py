@@ -68,7 +68,7 @@ class ElectraStep:
     return loss.detach()
 
   def wait(self, loss: torch.Tensor) -> float:
-    """Waits for a step that was started."""
+    """Waits for a step that was started; its loss."""
     return loss.item()
 
   def _loss(

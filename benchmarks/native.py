@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.shapes import Shape
 from metro_jax import flops, models, modules, pretrain
-from metro_jax.training import optimizers, state, step
+from metro_jax.training import guards, optimizers, state, step
 
 CLIP_NORM = 1.0
 DROPOUT = 0.1
@@ -68,13 +68,13 @@ class Step:
     return [jax.device_put(batch) for batch in batches]
 
   def __call__(self, batch: dict[str, jax.Array]) -> jax.Array:
-    """Starts one update; its loss."""
-    self.state, _, loss = self.step(self.state, None, batch)
-    return loss
+    """Starts one update; its report."""
+    self.state, _, report = self.step(self.state, None, batch)
+    return report
 
-  def wait(self, loss: jax.Array) -> float:
-    """Waits for a step that was started."""
-    return float(loss)
+  def wait(self, report: jax.Array) -> float:
+    """Waits for a step that was started; its loss."""
+    return guards.StepReport.unpack(report).loss
 
   @property
   def flops(self) -> float:

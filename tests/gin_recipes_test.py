@@ -17,7 +17,7 @@ import pytest
 import recipe_files
 
 from metro_jax import metrics, models, training
-from metro_jax.training import initialization
+from metro_jax.training import guards, initialization
 from metro_jax.training.state import TrainState, named_leaves, unbox
 from metro_jax.training.step import make_train_step
 
@@ -65,7 +65,7 @@ def once(function):
 
 @once
 def shapes_of_a_step(recipe: recipe_files.Recipe):
-  """State before and after, metrics and loss, without computing them."""
+  """State before and after, metrics and report, without computing them."""
   model, optimizer = recipe.model, recipe.optimizer
   batch = recipe_files.batch(model)
   params = unbox(jax.eval_shape(model.init, jax.random.key(0), batch))
@@ -76,8 +76,9 @@ def shapes_of_a_step(recipe: recipe_files.Recipe):
 
 @pytest.mark.parametrize('name', slow_unless_tiny(FILES))
 def test_a_training_step_is_built(name):
-  before, after, values, loss = shapes_of_a_step(name)
-  assert loss.shape == () and loss.dtype == jnp.float32
+  before, after, values, report = shapes_of_a_step(name)
+  packed = jax.eval_shape(guards.StepReport.pack, *[jnp.float32(0)] * 4)
+  assert (report.shape, report.dtype) == (packed.shape, packed.dtype)
   assert jax.tree.structure(after) == jax.tree.structure(before)
   deep = recipe_files.load(*FILES[name]).deep
   if isinstance(deep, models.PretrainingModel):
@@ -155,8 +156,8 @@ def two_steps(recipe: recipe_files.Recipe):
     losses = []
     for index in range(2):
       batch = jax.device_put(data.batch(index), partitioner.batch_sharding)
-      state, window, loss = step(state, None, batch)
-      losses.append(float(loss))
+      state, window, report = step(state, None, batch)
+      losses.append(guards.StepReport.unpack(report).loss)
     after = jax.device_get(state.params)
   values = metrics.compute(jax.device_get(window))
   return losses, values, named_leaves(params), named_leaves(after)

@@ -85,5 +85,7 @@ def test_strangers_are_refused(answers):
 
 def test_our_own_recipes_need_nothing_else(answers):
   ours = {p: a for p, a in answers.items() if ROOT in p.parents}
+  # T5X's own program is what its run file imports; ours never reads it.
+  ours = {p: a for p, a in ours.items() if p.parent.name != 't5x'}
   assert len(ours) > 20
   assert set(ours.values()) == {'good'}, ours

@@ -326,6 +326,7 @@ def test_load_restores_what_training_saved(tiny_run, model):
     length=32,
     batch_size=8,
     vocabulary=model.vocabulary,
+    mask_rate=0.25,
     shuffle=False,
     data_dir=str(tiny_run.parent / 'data'),
   )

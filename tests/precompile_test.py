@@ -54,6 +54,7 @@ def test_a_table_and_no_files(tmp_path):
 
 def test_json_without_compiling_says_what_adds_up():
   words = (*TINY, '--target=cpu:4', '--json', '--nocompile')
+  words += ('--gin.OPTIMIZER=@training.adamw()',)
   page = json.loads(command(*words, '--gin.ZERO_STAGE=1').stdout)
   total = sum(page['parameters'].values())
   memory = page['memory']

@@ -172,7 +172,7 @@ import pytest
 import corruption_models as tiny
 from offline_corruption_test import die_at
 place = pathlib.Path({place!r})
-die_at(6, lambda: os.kill(os.getpid(), signal.SIGKILL), pytest.MonkeyPatch())
+die_at(7, lambda: os.kill(os.getpid(), signal.SIGKILL), pytest.MonkeyPatch())
 tiny.write(place, tiny.datasets(place), 'killed')
 """
 
