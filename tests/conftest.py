@@ -19,8 +19,7 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 # takes a third off them.
 os.environ.setdefault(
   'XLA_FLAGS',
-  '--xla_force_host_platform_device_count=8'
-  ' --xla_backend_optimization_level=0',
+  '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0',
 )
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_CACHE / 'jax'))

@@ -194,7 +194,9 @@ def test_span_corruption(
   assert_trains(load(*recipes, bindings=SMALL))
 
 
-@pytest.mark.parametrize('recipe', ['metro_t5/tiny', 't5/tiny'])
+@pytest.mark.parametrize(
+  'recipe', ['metro_t5/tiny', pytest.param('t5/tiny', marks=pytest.mark.slow)]
+)
 def test_training_from_the_command_line(tmp_path, recipe):
   """Two steps and an evaluation, on text of one's own."""
   (tmp_path / 'text').mkdir()
