@@ -6,13 +6,20 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import gin
+import numpy as np
 import pytest
 from rich import console
 
-from metro_jax import inference
-from metro_jax.scripts import install, quickstart, showcase
+from metro_jax import inference, inference_answers
+from metro_jax.scripts import (
+  demonstration,
+  install,
+  quickstart,
+  showcase,
+)
 from metro_jax.scripts.showcase import FALSE, FOUND, MISSED, Corrupted
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -78,6 +85,18 @@ def test_nothing_detected_is_all_missed():
   assert showcase._outside(1, 5, [(0, 2)]) == [(2, 5)]
   assert showcase._outside(0, 2, [(0, 2)]) == []
   assert showcase._outside(0, 9, [(2, 3), (5, 9)]) == [(0, 2), (3, 5)]
+
+
+def test_as_many_marks_as_asked_for_and_whole_words():
+  text = 'The banana, of an array.'
+  pieces = [(0, 3), (4, 7), (7, 10), (10, 11), (12, 14), (15, 17), (18, 24)]
+  tokens = [types.SimpleNamespace(start=a, end=b) for a, b in pieces]
+  p = np.array([0.1, 0.2, 0.9, 0.3, 0.05, 0.4, 0.6], np.float32)
+  detection = inference_answers.Detection(text, tokens, p)
+  assert demonstration.most_suspicious(detection) == (4, 10)  # All of banana.
+  marked = demonstration.threshold([detection], 3)
+  assert (p >= np.float32(marked)).sum() == 3
+  assert demonstration.threshold([detection], 99) == 0.05
 
 
 def test_the_text_is_that_of_the_recipe():

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The last step of the quickstart: asks the model, and prints its answers."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -16,6 +17,10 @@ TYPED = (
   ('If True, the elephant value is returned.', 'elephant', 'default'),
   ('Raises an error if the file does green exist.', 'green', 'not'),
   ('Returns the banana of the array.', 'banana', 'shape'),
+  ('The name of the monkey to open.', 'monkey', 'file'),
+  ('Whether to use the elephant cache.', 'elephant', 'local'),
+  ('Returns a list of purple.', 'purple', 'strings'),
+  ('A tuple of integers with the shape of the banana.', 'banana', 'array'),
 )
 FILL = (
   'Returns the [MASK] of the array.',
@@ -53,10 +58,11 @@ def present(
   out.print(showcase.legend(colour))
   out.print('\nHeld-out sentences:')
   worth = [pair for pair in pairs if len(pair[0].replaced) >= 2][:_SHOWN]
-  typed = typed_pairs(model, marked)
   _print_marked(worth, colour, out)
-  out.print('\nSentences with a wrong word, typed:')
-  _print_marked(typed, colour, out)
+  out.print(
+    '\nA wrong word, typed; the word of the highest p(replaced) is marked:'
+  )
+  _print_marked(typed_pairs(model), colour, out)
   out.print(f'\n{_summary(pairs, marked)}\n')
   out.print(showcase.fillings(model.fill(FILL)))
   out.print()
@@ -74,16 +80,24 @@ def threshold(found: Sequence[Detection], count: int) -> float:
 
 
 def typed_pairs(
-  model: PretrainedModel, marked: float
+  model: PretrainedModel,
 ) -> list[tuple[showcase.Corrupted, list[tuple[int, int]]]]:
-  """`TYPED`, with what the model marks."""
+  """`TYPED`, with the word of each that the model suspects most."""
+  found = model.detect([sentence for sentence, _, _ in TYPED])
   pairs = []
-  for sentence, wrong, right in TYPED:
+  for (sentence, wrong, right), detection in zip(TYPED, found, strict=True):
     start = sentence.index(wrong)
     replaced = [(start, start + len(wrong), right)]
-    spans = model.detect([sentence])[0].replaced(marked)
-    pairs.append((showcase.Corrupted(sentence, replaced), spans))
+    suspect = most_suspicious(detection)
+    pairs.append((showcase.Corrupted(sentence, replaced), [suspect]))
   return pairs
+
+
+def most_suspicious(detection: Detection) -> tuple[int, int]:
+  """The word (start, end) with the token of the highest p(replaced)."""
+  token = detection.tokens[int(np.argmax(detection.p_replaced))]
+  words = (m.span() for m in re.finditer(r'\w+|[^\w\s]', detection.text))
+  return next(word for word in words if token.start < word[1])
 
 
 def _print_marked(
