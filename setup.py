@@ -24,11 +24,13 @@ _REQUIRED = [
   'orbax-checkpoint>=0.12.8',
   'rich>=13.0',
   'rouge-score>=0.1.2',
+  'safetensors>=0.5',
   'scikit-learn>=1.5',
   'sentencepiece>=0.2.0',
   'seqio>=0.0.20',
   'tensorboard>=2.19',  # clu.metric_writers imports it.
   'tensorflow-datasets>=4.9.10',
+  'tokenizers>=0.21',
 ]
 
 setuptools.setup(
@@ -59,8 +61,6 @@ setuptools.setup(
       'nvidia-cuda-nvcc',
       'nvidia-nvvm',
     ],
-    # Reading and writing other libraries' models.
-    'convert': ['safetensors>=0.5', 'tokenizers>=0.21'],
     'docs': [
       'mkdocs>=1.6',
       'mkdocs-material>=9.5',
@@ -74,8 +74,6 @@ setuptools.setup(
       'pytest>=8.0',
       'pytest-xdist>=3.5',
       'ruff>=0.9',
-      'safetensors>=0.5',
-      'tokenizers>=0.21',
       # From PyPI for Linux it brings CUDA; scripts/install.py takes the
       # build for CPUs first.
       'torch>=2.6',

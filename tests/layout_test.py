@@ -90,7 +90,7 @@ CONFINED = {
   'tensorflow_datasets': ('metro_jax.data', 'tasks'),
   'sklearn': ('metro_jax.downstream', 'metro_jax.probe'),
   'rouge_score': ('metro_jax.downstream',),
-  # What converts models and runs under T5X is optional.
+  # torch and transformers are for tests; T5X is optional.
   'safetensors': ('metro_jax.conversion',),
   't5x': ('metro_jax.t5x_adapter',),
   'tokenizers': ('metro_jax.conversion', 'metro_jax.data'),
