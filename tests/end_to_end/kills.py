@@ -38,6 +38,7 @@ sys.path.insert(0, str(ROOT))
 
 import fault_runs as runs  # noqa: E402
 
+runs.LIMIT = 3600  # Seconds; it may be run at low priority.
 PHASES = ('starting', 'stepping', 'saving')
 STARTING = 6.0  # Seconds, about.
 
@@ -112,7 +113,7 @@ class Series:
     if phase == 'starting':
       delay = draw.uniform(0, STARTING)
     while process.poll() is None:
-      time.sleep(0.002)
+      time.sleep(0.005)
       if phase == 'starting':
         break
       text = runs.printed(folder)
@@ -134,12 +135,11 @@ class Series:
   def _seen(self, text: str) -> dict[str, Any]:
     """Where a process was, by what it left behind."""
     folder = self._folder / 'run'
-    if 'compiled' not in text:
-      phase = 'starting'
-    else:
-      saving = any(folder.glob('checkpoint_*tmp*'))
-      phase = 'saving' if saving else 'stepping'
-    lost, step = runs.steps_lost(folder), runs.last_logged(folder)
+    step, lost = runs.last_logged(folder), runs.steps_lost(folder)
+    if 'compiled' not in text:  # What is lost, the kill before has lost.
+      return {'phase': 'starting', 'step': step, 'lost': 0}
+    saving = any(folder.glob('checkpoint_*tmp*'))
+    phase = 'saving' if saving else 'stepping'
     return {'phase': phase, 'step': step, 'lost': lost}
 
   def _compare(self) -> None:
