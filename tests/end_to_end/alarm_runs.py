@@ -21,15 +21,13 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 RECIPES = ('metro_lm', 'metro_t5', 'amos', 'fast_electra')
 # Known by heart in a hundred steps.
 FOX = 'the quick brown fox jumps over the lazy dog and runs away . ' * 30
-# The recipes' smallest sizes, narrower still. The vocabulary is that of the
-# embedded corpus which most recipes have.
+# The recipes' smallest sizes, narrower still, on one vocabulary.
 SMALL = {
   'WARMUP_STEPS': 30,
   'STATS_PERIOD': 10,
   'EVAL_STEPS': 1,
   'LENGTH': 32,
   'BATCH_SIZE': 16,
-  'VOCAB_SIZE': 8192,
   'EXTRA_IDS': 0,
   'modules.TransformerConfig.embed_dim': 64,
   'modules.TransformerConfig.mlp_dim': 128,
