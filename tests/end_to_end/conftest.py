@@ -34,12 +34,12 @@ def pytest_terminal_summary(terminalreporter):
   if not lines:
     return
   terminalreporter.section('faults')
-  rows = [('fault', 'tried', 'survived', 'steps lost', 'end')]
-  rows += [(f, n, n, lost, end) for f, n, lost, end in lines]
+  rows = [('fault', 'survived', 'lost', 'end')]  # Lost: steps.
+  rows += [(fault, f'{n}/{n}', lost, end) for fault, n, lost, end in lines]
   for report in terminalreporter.stats.get('failed', []):
-    rows.append((report.nodeid.rpartition('::')[2][:50], 1, 0, '', 'FAILED'))
+    rows.append((report.nodeid.rpartition('::')[2][:49], '0/1', '', 'FAILED'))
   for row in rows:
-    terminalreporter.line('{:50} {:>5} {:>8} {:>10}  {}'.format(*row))
+    terminalreporter.line('{:49} {:>8} {:>4}  {}'.format(*row))
 
 
 @pytest.fixture(scope='session')

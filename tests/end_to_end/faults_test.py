@@ -161,7 +161,7 @@ def test_the_disk_stays_full(tmp_path, note):
   assert len(re.findall('error: .*make room', text)) == 1
   assert 'Traceback' not in text
   lost = runs.STEPS - runs.saved_steps(folder)[-1]
-  note('the disk stays full', 1, lost, 'one line, exit code 2')
+  note('the disk stays full', 1, lost, 'one line')
 
 
 @pytest.mark.parametrize('way', runs.WAYS)
@@ -188,7 +188,7 @@ def test_all_checkpoints_broken_is_one_line(killed_late, tmp_path, note):
   text = runs.run(runs.toy, folder, code=2)
   assert len(re.findall('error: .*no checkpoint can be read', text)) == 1
   assert 'Traceback' not in text
-  note('every checkpoint truncated', 1, 18, 'one line; nothing is deleted')
+  note('every checkpoint truncated', 1, 18, 'one line')
 
 
 # ----------------------------------------------------------------------
@@ -215,7 +215,7 @@ def test_two_writers(unbroken, tmp_path, note):
   (line,) = second.stderr.splitlines()
   assert f'written by another run (process {first.pid} on' in line
   runs.assert_same(folder, unbroken)
-  note('a second writer', 1, 0, 'one line; the first to the bit')
+  note('a second writer', 1, 0, 'one line')
 
 
 def test_nan_in_batches_and_kills(place, tmp_path, note):
@@ -229,7 +229,7 @@ def test_nan_in_batches_and_kills(place, tmp_path, note):
   runs.run(runs.toy, folder, **ill)
   runs.assert_same(folder, place / 'ill')
   assert runs.events(folder) == ['refused'] * 4 + ['rollback', 'refused']
-  note('NaN in batches, and kills', 2, lost, 'as without kills, to the bit')
+  note('NaN in batches, and kills', 2, lost)
 
 
 def assert_learnt_the_same(folder, other):
@@ -258,7 +258,7 @@ def test_nan_in_gradients_is_as_if_in_the_batch(tmp_path, note):
   lost = runs.steps_lost(folder)
   runs.run(runs.toy, folder, **ill)
   runs.assert_same(folder, tmp_path / 'whole')
-  note('NaN in gradients, and a kill', 1, lost, 'as without kill, to the bit')
+  note('NaN in gradients, and a kill', 1, lost)
 
 
 def test_nan_in_a_parameter_is_rolled_back(tmp_path, note):
@@ -273,7 +273,7 @@ def test_nan_in_a_parameter_is_rolled_back(tmp_path, note):
   runs.run(runs.toy, folder, code=-signal.SIGKILL, kill_at=18, **ill)
   runs.run(runs.toy, folder, **ill)
   runs.assert_same(folder, tmp_path / 'whole')
-  note('NaN in a parameter, and a kill', 1, 5, 'as without kill, to the bit')
+  note('NaN in a parameter, and a kill', 1, 5)
 
 
 def test_nan_in_every_batch_is_one_line(tmp_path, note):
@@ -282,4 +282,4 @@ def test_nan_in_every_batch_is_one_line(tmp_path, note):
   lines = [x for x in text.splitlines() if x.startswith('error')]
   assert len(lines) == 1 and 'stopped at step 3' in lines[0]
   assert 'Traceback' not in text
-  note('NaN in every batch', 1, 0, 'one line, exit code 2')
+  note('NaN in every batch', 1, 0, 'one line')

@@ -76,7 +76,7 @@ def test_a_chain_of_faults(name, corpus, tmp_path, note):
   assert full, printed
   again = runs.saved_steps(folder)[-1]
   lost = runs.STEPS - again
-  note(f'{name}: clock back; disk full; SIGKILL in a save', 3, lost)
+  note(f'{name}: clock back; disk full; kill in save', 3, lost)
 
   # A second resume, and SIGTERM with a deadline; then to the end.
   printed = runs.run(
@@ -91,7 +91,7 @@ def test_a_chain_of_faults(name, corpus, tmp_path, note):
   assert runs.saved_steps(folder)[-1] == int(at) < runs.STEPS
   runs.run(command, folder, **NAN)
   runs.assert_same(folder, whole)
-  note(f'{name}: second resume; SIGTERM with a deadline', 2, 0)
+  note(f'{name}: second resume; SIGTERM, deadline', 2, 0)
 
 
 # ----------------------------------------------------------------------
@@ -136,7 +136,7 @@ def test_a_shard_of_a_stream(stream, tmp_path, way, note):
   with pytest.raises(UserError, match=r'epoch-001/00001\.npy') as error:
     tiny.opened(copy)
   assert '\n' not in str(error.value)
-  note(f'shard of a corrupted stream: {way}', 1, 0, 'one line names it')
+  note(f'shard of a corrupted stream: {way}', 1, 0, 'one line')
 
 
 @pytest.mark.parametrize('way', runs.WAYS)
@@ -154,4 +154,4 @@ def test_a_shard_of_the_token_cache(tmp_path, way, note):
   assert after.fingerprint == before.fingerprint
   for name, value in after.batch(3).items():
     np.testing.assert_array_equal(value, batch[name])
-  note(f'shard of a token cache: {way}', 1, 0, 'one line; anew to the bit')
+  note(f'shard of a token cache: {way}', 1, 0, 'one line; rebuilt')
