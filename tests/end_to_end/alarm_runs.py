@@ -105,7 +105,7 @@ def fail(folder: pathlib.Path, name: str, **macros: Any) -> list[str]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     text = folder.parent / 'fox.txt'
     text.write_text('\n\n'.join([FOX] * 40))
-    data = {'TEXT_FILES': text, 'DATA_DIR': folder.parent, 'VOCAB_SIZE': 80}
+    data = {'TEXT_FILES': text, 'DATA_DIR': folder.parent, 'VOCAB_SIZE': 128}
     macros = data | macros
   return train(folder, 'metro_lm', 300, **failure.macros, **macros)
 
