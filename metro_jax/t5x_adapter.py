@@ -11,7 +11,7 @@ so are the losses.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 from clu import metrics as clu_metrics
 from clu import values
-from clu.data import dataset_iterator
 from flax import serialization, struct, traverse_util
 from flax.core import unfreeze
 from flax.linen import partitioning as flax_partitioning
@@ -175,21 +174,34 @@ class T5XModel(t5x_models.BaseModel):
     loss, metrics = self.model.loss_fn(params, batch, rng, 0, train=False)
     return loss, _for_t5x(metrics)
 
+  def predict_batch(
+    self, params: Params, batch: Batch, rng: jax.Array | None = None
+  ) -> jax.Array:
+    """Tokens [batch, length] with the masked ones filled in."""
+    del rng
+    tokens = batch['encoder_input_tokens']
+    fill = self.model.predict_batch(params, batch, mode='fill', top_k=1)
+    rows, length = tokens.shape
+    # A slot that is not in use points behind the row.
+    places = jnp.where(fill.weights > 0, fill.positions, length)
+    filled = tokens.at[jnp.arange(rows)[:, None], places]
+    return filled.set(fill.ids[:, :, 0], mode='drop')
+
   def predict_batch_with_aux(
     self, params: Params, batch: Batch, rng: jax.Array | None = None
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """p(replaced) of every token [batch, length]."""
-    del rng
-    return self.model.predict_batch(params, batch, mode='detect'), {}
+    """As `predict_batch`, and p(replaced) of those tokens [batch, length]."""
+    tokens = self.predict_batch(params, batch, rng)
+    filled = {'encoder_input_tokens': tokens}
+    p_replaced = self.model.predict_batch(params, filled, mode='detect')
+    return tokens, {'p_replaced': p_replaced}
 
   def score_batch(
     self, params: Params, batch: Batch, return_intermediates: bool = False
   ) -> jax.Array:
-    """Mean p(replaced) of each row's tokens, float32 [batch]."""
+    """Log-probability of what was masked in each row, float32 [batch]."""
     del return_intermediates
-    p = self.model.predict_batch(params, batch, mode='detect')
-    valid = batch['encoder_segment_ids'] > 0
-    return jnp.sum(p, axis=1) / jnp.maximum(jnp.sum(valid, axis=1), 1)
+    return self.model.predict_batch(params, batch, mode='score')
 
 
 class Trainer(t5x_trainer.Trainer):
@@ -201,6 +213,8 @@ class Trainer(t5x_trainer.Trainer):
     """Takes T5X's arguments, and batches by step in place of its iterator."""
     super().__init__(**arguments)
     self._dataset = dataset
+    if dataset is not None and jax.process_index() == 0:
+      dataset.save_assets(arguments['summary_dir'])
 
   def train(
     self, batch_iter: Any, num_steps: int, start_step: int | None = None
@@ -284,16 +298,42 @@ class Partitioner(t5x_partitioning.PjitPartitioner):
     tree = traverse_util.unflatten_dict(flat, sep='/')
     return axes.restore_state(tree)
 
-  def partition(self, fn: Any, *arguments: Any, **more: Any) -> Any:
-    """See T5X."""
-    return _InMesh(super().partition(fn, *arguments, **more), self)
+  def partition(
+    self,
+    fn: Any,
+    in_axis_resources: Any,
+    out_axis_resources: Any,
+    static_argnums: int | Sequence[int] = (),
+    donate_argnums: int | Sequence[int] = (),
+  ) -> '_InMesh':
+    """See T5X, whose pjit takes partition specs under its own context only."""
+    jitted = jax.jit(
+      fn,
+      in_shardings=self._shardings(in_axis_resources),
+      out_shardings=self._shardings(out_axis_resources),
+      static_argnums=static_argnums,
+      donate_argnums=donate_argnums,
+    )
+    return _InMesh(jitted, self)
+
+  def _shardings(self, axes: Any) -> Any:
+    """Specs as shardings; T5X's None is an array that every device holds."""
+
+    def leaf(x: Any) -> bool:
+      return x is None or isinstance(x, jax.sharding.PartitionSpec)
+
+    def sharding(spec: Any) -> jax.sharding.NamedSharding:
+      spec = jax.sharding.PartitionSpec() if spec is None else spec
+      return jax.sharding.NamedSharding(self.mesh, spec)
+
+    return jax.tree.map(sharding, axes, is_leaf=leaf)
 
 
 class _InMesh:
   """A partitioned function that is traced under the mesh and the rules."""
 
   def __init__(self, function: Any, partitioner: Partitioner):
-    self._function = function._pjitted_fn
+    self._function = function
     self._partitioner = partitioner
 
   def _under(self, call: Any, *arguments: Any, **more: Any) -> Any:
@@ -308,79 +348,6 @@ class _InMesh:
   def lower(self, *arguments: Any, **more: Any) -> Any:
     """Traces."""
     return self._under(self._function.lower, *arguments, **more)
-
-
-class Batches(dataset_iterator.DatasetIterator):
-  """The batches of a dataset, for T5X to learn their shapes from."""
-
-  def __init__(
-    self, dataset: prefetch.Dataset, rows: slice, steps: int | None = None
-  ):
-    """Takes the rows of this host, and how many batches to end after."""
-    self._dataset, self._rows, self._steps = dataset, rows, steps
-    self.reset()
-
-  def reset(self) -> None:
-    """Back to the first batch."""
-    self._step = 0
-
-  def __iter__(self) -> 'Batches':
-    # T5X iterates once for each evaluation.
-    if self._steps is not None:
-      self.reset()
-    return self
-
-  def __next__(self) -> dict[str, np.ndarray]:
-    if self._steps is not None and self._step >= self._steps:
-      raise StopIteration
-    self._step += 1
-    return dict(self._dataset.batch(self._step - 1, self._rows))
-
-  @property
-  def element_spec(self) -> dict[str, dataset_iterator.ArraySpec]:
-    """Shapes of this host's part of a batch."""
-    return {
-      name: dataset_iterator.ArraySpec(x.dtype, x.shape)
-      for name, x in self._dataset.batch(0, self._rows).items()
-    }
-
-  def save(self, filename: Any) -> None:
-    """Nothing: a batch is a function of the step."""
-
-  restore = save
-
-
-def get_dataset(
-  cfg: Any,
-  shard_id: int,
-  num_shards: int,
-  feature_converter_cls: Any,
-  *,
-  dataset: prefetch.Dataset,
-  steps: int | None = None,
-  **unused: Any,
-) -> Batches:
-  """`get_dataset_fn` of T5X for a dataset of this project."""
-  del cfg, feature_converter_cls, unused
-  rows = dataset.batch_size // num_shards
-  part = slice(shard_id * rows, (shard_id + 1) * rows)
-  return Batches(dataset, part, steps)
-
-
-def get_eval_datasets(
-  cfg: Any,
-  shard_id: int,
-  num_shards: int,
-  eval_steps: int,
-  feature_converter_cls: Any,
-  *,
-  dataset: prefetch.Dataset,
-  **unused: Any,
-) -> dict[str, Batches]:
-  """`train_eval_get_dataset_fn` of T5X for a dataset of this project."""
-  of_host = (cfg, shard_id, num_shards, feature_converter_cls)
-  batches = get_dataset(*of_host, dataset=dataset, steps=eval_steps, **unused)
-  return {'validation': batches}
 
 
 def learning_rate(optimizer: Optimizer) -> Any:
