@@ -21,24 +21,26 @@ import numpy as np
 from clu import metrics as clu_metrics
 from clu import values
 from flax import serialization, struct, traverse_util
-from flax.core import unfreeze
+from flax.core import freeze, unfreeze
 from flax.linen import partitioning as flax_partitioning
 
 from metro_jax import metrics as metrics_lib
 from metro_jax.models.base import Batch, Metrics, Model, Params
-from metro_jax.training import partitioning, prefetch
+from metro_jax.training import checks, partitioning, prefetch, restore
 from metro_jax.training.optimizers import Optimizer
-from metro_jax.training.state import unbox
+from metro_jax.training.partial import PartialCheckpoint
+from metro_jax.training.state import TrainState, unbox
 
 try:
   from t5x import models as t5x_models
   from t5x import optimizers as t5x_optimizers
   from t5x import partitioning as t5x_partitioning
   from t5x import trainer as t5x_trainer
+  from t5x import utils as t5x_utils
 except ImportError as error:
   raise ImportError(
-    'metro_jax.t5x_adapter needs T5X, which is not on PyPI:'
-    " pip install 'metro-jax[t5x]' fetches it from its repository; docs/t5x.md"
+    'metro_jax.t5x_adapter needs T5X, which is not on PyPI: in a checkout,'
+    " pip install -e '.[t5x]' fetches it from its repository; docs/t5x.md"
   ) from error
 
 _STEP, _DIVISOR = 'train_step', 'divisor/'
@@ -348,6 +350,35 @@ class _InMesh:
   def lower(self, *arguments: Any, **more: Any) -> Any:
     """Traces."""
     return self._under(self._function.lower, *arguments, **more)
+
+
+class Initializer(t5x_utils.TrainStateInitializer):
+  """T5X's fresh state, with parameters from runs of this project in it."""
+
+  def __init__(
+    self,
+    *,
+    dataset: prefetch.Dataset | None = None,
+    initial_checkpoint_path: str | None = None,
+    partial_checkpoint: PartialCheckpoint | None = None,
+    **arguments: Any,
+  ):
+    """Takes T5X's arguments, and what `training.train` has of these names."""
+    super().__init__(**arguments)
+    self._dataset, self._path = dataset, initial_checkpoint_path
+    self._partial = partial_checkpoint
+
+  def from_scratch(self, init_rng: jax.Array) -> Any:
+    """See T5X."""
+    fresh = super().from_scratch(init_rng)
+    state = TrainState(fresh.step, unfreeze(fresh.params), ())
+    if self._path:
+      folder = restore.find_checkpoint(self._path).parent
+      checks.check_assets(self._dataset, folder)
+      state = restore.load_initial(state, self._path, ('.*',))
+    if self._partial:
+      state = self._partial.load(state, self._dataset)
+    return fresh.replace_params(freeze(state.params))
 
 
 def learning_rate(optimizer: Optimizer) -> Any:
