@@ -79,6 +79,10 @@ def test_process_ends_with_one_line_after_a_mistake(tiny_run, tmp_path):
   text = tmp_path / 'text.txt'
   text.write_bytes(b'good\nbad \xff\n')
   for arguments, named in (
+    (
+      ['--text=x', f'--model_dir={tiny_run}', '--mode=generate'],
+      'writing text needs a decoder, and Encoder has none',
+    ),
     (['--text=x', f'--model_dir={tmp_path}'], 'config.gin'),
     (
       [
