@@ -67,7 +67,7 @@ fault-test: $(INSTALLED_TEST)
 	$(BIN)/python -m pytest -s -m slow tests/end_to_end/faults_test.py $(PYTEST_FLAGS)
 
 docs: $(VENV)/.installed-docs
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 lint: $(INSTALLED_TEST)
 	$(BIN)/ruff check .
