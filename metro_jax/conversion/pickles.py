@@ -174,18 +174,10 @@ def load(path: pathlib.Path) -> Any:
     if zipfile.is_zipfile(path):
       return _arrays(_load_zip(path))
     return _arrays(_load_old(path))
-  except (
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    ValueError,
-    KeyError,
-    IndexError,
-    TypeError,
-    AttributeError,
-    EOFError,
-  ) as error:
+  except Exception as error:  # A broken pickle or archive may raise anything.
+    why = ' '.join(str(error).split()) or type(error).__name__
     raise UserError(
-      f'{path}: cannot be read as a PyTorch checkpoint ({error})'
+      f'{path}: cannot be read as a PyTorch checkpoint ({why})'
     ) from error
 
 
