@@ -9,9 +9,9 @@ import subprocess
 import sys
 
 import flax.linen as nn
-import gin
 import jax
 import pytest
+import recipe_files
 
 from metro_jax import precompile, training
 from metro_jax.training import ahead, info, initialization, partitioning
@@ -111,6 +111,11 @@ def test_verdicts():
   assert precompile.verdict(roomy) == 'It fits, with 12.0 GB to spare'
   simulated = replace(REPORT, limit=None)
   assert simulated.fits is None and 'no limit' in precompile.verdict(simulated)
+  held = replace(REPORT, memory={'parameters': 2 * 10**10})
+  assert held.fits is False
+  assert precompile.verdict(held) == (
+    'It does not fit: 4.0 GB too much before any activations'
+  )
   refused = replace(REPORT, over='needs 21.5G of 15.7G', memory={})
   assert 'needs 21.5G of 15.7G' in precompile.verdict(refused)
 
@@ -195,16 +200,7 @@ class On256(training.Partitioner):
 
 @pytest.fixture(scope='module')
 def xxl():
-  """The recipe, as the command reads it."""
-  import metro_jax.gin_registration  # noqa: F401
-
-  gin.clear_config()
-  for path in (ROOT, ROOT / 'gin_configs'):
-    gin.add_config_file_search_path(str(path))
-  gin.parse_config_file('gin_configs/runs/precompile.gin')
-  gin.parse_config_file('metro_lm/xxl.gin')
-  yield gin.get_configurable('training.Plan')()
-  gin.clear_config()
+  return recipe_files.plan('metro_lm/xxl.gin')
 
 
 @pytest.fixture(scope='module')
@@ -250,6 +246,22 @@ def test_table_4(xxl, xxl_boxed, stage):
   total = sum(ours)
   print(f'stage {stage}: {total:.2f} GB, paper {TABLE_4[stage][-1]} GB')
   assert total == pytest.approx(TABLE_4[stage][-1], rel=0.01, abs=0.04)
+
+
+@pytest.mark.slow
+def test_table_4_as_compiled():
+  """Totals by XLA's memory analysis of the update for 256 devices."""
+  script = pathlib.Path(__file__).with_name('compiled_table_4.py')
+  done = subprocess.run(
+    [sys.executable, script, 'metro_lm/xxl.gin'],
+    env=os.environ | {'XLA_FLAGS': ''},
+    check=True,
+    stdout=subprocess.PIPE,
+  )
+  for stage, size in enumerate(json.loads(done.stdout)):
+    printed = TABLE_4[stage][-1]
+    print(f'stage {stage}: {size / 1e9:.2f} GB, paper {printed} GB')
+    assert size / 1e9 == pytest.approx(printed, rel=0.01, abs=0.04)
 
 
 def test_table_4_counts_the_paper_s_parameters(xxl_boxed):
