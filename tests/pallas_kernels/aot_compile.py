@@ -126,9 +126,9 @@ def compile_one(name: str, case, sharding, target: str) -> dict:
   platform = 'gpu' if target == 'h200' else 'tpu'
   function, args = case
   with tempfile.TemporaryDirectory() as folder, backend.target(platform):
-    options = {'xla_dump_to': folder}
+    options = {}
     if platform == 'gpu':
-      options['xla_gpu_autotune_level'] = 0
+      options = {'xla_dump_to': folder, 'xla_gpu_autotune_level': 0}
     compiled = (
       jax.jit(function, in_shardings=sharding, out_shardings=sharding)
       .trace(*args)
@@ -164,7 +164,7 @@ def main(target: str, names: list[str]) -> int:
     )
   mesh = jax.sharding.Mesh(np.array(topology.devices[:1]), ('data',))
   sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-  cases = aot_cases.cases('gpu' if target == 'h200' else 'tpu')
+  cases = aot_cases.cases() | aot_cases.steps()
   for name, case in cases.items():
     if names and name not in names:
       continue
