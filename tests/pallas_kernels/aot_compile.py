@@ -28,7 +28,8 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['TPU_SKIP_MDS_QUERY'] = '1'
 # Several processes may compile at a time.
 os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'
-os.environ.pop('JAX_COMPILATION_CACHE_DIR', None)
+for _name in ('JAX_COMPILATION_CACHE_DIR', 'XLA_FLAGS'):
+  os.environ.pop(_name, None)  # Of the tests: those compile unoptimised code.
 
 H200 = """gpu_device_info {
   threads_per_block_limit: 1024
