@@ -7,7 +7,8 @@ Three programs at the proportions of base, all lengths divided by --divide: a
 joint step (MLM and RTD), Fast-ELECTRA's online step (a frozen auxiliary at a
 temperature, RTD) and its offline step (a stream that is corrupted already,
 RTD). They take turns, so that what else the machine does hits all of them.
-Prints medians, their ratios, and those of the FLOPs.
+Prints medians over the rounds, of times and of ratios to the joint step of the
+same round, these with quartiles; and ratios of FLOPs.
 """
 
 import argparse
@@ -121,12 +122,15 @@ def main() -> None:
       seconds[name].append(stepper.run())
   shape = (flags.rows, LENGTH // flags.divide)
   flops = {name: m.flops_per_step(shape) for name, m in recipes.items()}
-  print(f'{"":8} {"ms":>8} {"of joint":>9} {"FLOPs":>9}')
-  joint = statistics.median(seconds['joint'])
+  print(f'{"":8} {"ms":>8} {"of joint":>9} {"quartiles":>12} {"FLOPs":>6}')
   for name, times in seconds.items():
-    median = statistics.median(times)
-    ratio, counted = median / joint, flops[name] / flops['joint']
-    print(f'{name:8} {1e3 * median:8.1f} {ratio:9.2f} {counted:9.2f}')
+    ratios = np.divide(times, seconds['joint'])
+    low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75))
+    spread = f'{low:.2f}-{high:.2f}'
+    median, counted = statistics.median(times), flops[name] / flops['joint']
+    print(
+      f'{name:8} {1e3 * median:8.1f} {middle:9.2f} {spread:>12} {counted:6.2f}'
+    )
 
 
 if __name__ == '__main__':

@@ -123,6 +123,29 @@ def measure(model_dir: pathlib.Path) -> dict[str, float]:
   return values
 
 
+def run_of(
+  row: str,
+  files: Sequence[str],
+  bindings: Sequence[str],
+  seed: int,
+  output: pathlib.Path,
+) -> Run:
+  """A row with a seed, by the command that trains it.
+
+  Args:
+    row: its name.
+    files: gin files in order, the recipe first.
+    bindings: words of the form --gin.NAME=VALUE.
+    seed: of the run.
+    output: it trains in output/row/seed_SEED.
+  """
+  model_dir = output / row / f'seed_{seed}'
+  words = [f'--gin_file={name}' for name in files]
+  own = [f'--gin.RANDOM_SEED={seed}', f'--gin.MODEL_DIR={model_dir}']
+  train = (sys.executable, '-m', 'metro_jax.train')
+  return Run(row, model_dir, (*train, *words, *bindings, *own))
+
+
 def find_rows(patterns: Sequence[str]) -> dict[str, str]:
   """Gin files by name, of paths or patterns here or in gin_configs."""
   files: list[str] = []
@@ -234,16 +257,12 @@ def main(argv: list[str]) -> None:
   except ValueError:
     raise UserError(f'--seeds={flags.seeds}: give numbers, as 0,1,2') from None
   output = pathlib.Path(flags.output).expanduser()
-  rows = {RECIPE: None, **find_rows(flags.rows)}
-  runs = []
-  for row, file in rows.items():
-    for seed in seeds:
-      model_dir = output / row / f'seed_{seed}'
-      words = [f'--gin_file={name}' for name in flags.gin_file]
-      words += [f'--gin_file={file}'] if file else []
-      own = [f'--gin.RANDOM_SEED={seed}', f'--gin.MODEL_DIR={model_dir}']
-      train = (sys.executable, '-m', 'metro_jax.train')
-      runs.append(Run(row, model_dir, (*train, *words, *bindings, *own)))
+  rows = {RECIPE: [], **{k: [v] for k, v in find_rows(flags.rows).items()}}
+  runs = [
+    run_of(row, [*flags.gin_file, *files], bindings, seed, output)
+    for row, files in rows.items()
+    for seed in seeds
+  ]
   failures = compare(runs, output)
   print(f'{output}/table.md')
   if failures:

@@ -7,14 +7,19 @@
     --text='Returns the [MASK] of the array.'
   cat my.txt | python -m metro_jax.infer --model_dir=runs/quickstart \\
     --mode=encode --cls_only --output=states.jsonl
+  python -m metro_jax.infer --model_dir=runs/t5 --mode=generate --beams=4 \\
+    --text='Returns the <extra_id_0> of the array.'
 
 detect: how likely each token was replaced. fill: what may stand at [MASK].
-encode: the main model's hidden states. One line of input is one text, and one
-line of output answers it; an empty line has an empty answer.
+encode: the main model's hidden states. generate, score: what an
+encoder-decoder writes, and how likely it finds a target, which follows its
+input after a tab. One line of input is one text, and one line of output
+answers it; an empty line has an empty answer.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -23,11 +28,13 @@ import sys
 from collections.abc import Iterator
 from typing import IO, Any
 
-from metro_jax import inference, inference_answers, inference_text
+from metro_jax import inference, inference_answers, inference_text, writing
 from metro_jax.data import command_line
 from metro_jax.errors import UserError
 
-MODES = ('detect', 'fill', 'encode')
+WRITING = ('generate', 'score')
+MODES = ('detect', 'fill', 'encode', *WRITING)
+_CANDIDATES = 5
 # Batches that are sorted by length together.
 _BATCHES_AHEAD = 8
 
@@ -80,16 +87,50 @@ def chunks(texts: Texts, size: int) -> Iterator[list[str]]:
 
 
 def answers(
-  model: inference.PretrainedModel, texts: list[str], flags: argparse.Namespace
+  model: inference.PretrainedModel | writing.Writer,
+  texts: list[str],
+  flags: argparse.Namespace,
+  first: int = 0,
 ) -> list[dict[str, Any]]:
-  """JSON of the answers to some texts."""
+  """JSON of the answers to some texts, of which `first` came before."""
   if flags.mode == 'detect':
     found = model.detect(texts, flags.long)
     return [_detection(a, flags.threshold) for a in found]
   if flags.mode == 'fill':
-    found = model.fill(texts, flags.top_k, flags.head, flags.long)
+    top_k = _CANDIDATES if flags.top_k is None else flags.top_k
+    found = model.fill(texts, top_k, flags.head, flags.long)
     return [_filling(a) for a in found]
-  return [_encoding(a, flags.cls_only) for a in model.encode(texts, flags.long)]
+  if flags.mode == 'encode':
+    found = model.encode(texts, flags.long)
+    return [_encoding(a, flags.cls_only) for a in found]
+  if flags.mode == 'score':
+    found = model.score([_pair(text) for text in texts], flags.long)
+  else:
+    found = model.generate(
+      texts,
+      flags.length,
+      flags.beams,
+      flags.temperature,
+      flags.top_k,
+      flags.seed,
+      flags.long,
+      first,
+    )
+  return [_rounded(dataclasses.asdict(a)) for a in found]
+
+
+def _pair(text: str) -> tuple[str, str]:
+  source, tab, target = text.partition('\t')
+  if text and not tab:
+    raise UserError(
+      f'--mode=score: {text[:40]!r} has no tab; a line is an input, a tab and'
+      ' a target'
+    )
+  return source, target
+
+
+def _rounded(answer: dict[str, Any]) -> dict[str, Any]:
+  return answer | {'log_probability': _short(answer['log_probability'])}
 
 
 def _detection(
@@ -99,8 +140,13 @@ def _detection(
     _span(answer.text, token.start, token.end) | {'p_replaced': _short(p)}
     for token, p in zip(answer.tokens, answer.p_replaced, strict=True)
   ]
-  replaced = [_span(answer.text, *s) for s in answer.replaced(threshold)]
-  return {'text': answer.text, 'replaced': replaced, 'tokens': tokens}
+  suspect = answer.most_suspicious()
+  return {
+    'text': answer.text,
+    'most_suspicious': _span(answer.text, *suspect) if suspect else None,
+    'replaced': [_span(answer.text, *s) for s in answer.replaced(threshold)],
+    'tokens': tokens,
+  }
 
 
 def _filling(answer: inference_answers.Filling) -> dict[str, Any]:
@@ -197,7 +243,7 @@ def _parser() -> argparse.ArgumentParser:
     default='window',
     choices=inference_text.LONG,
     help='texts longer than the model: overlapping windows (default), only'
-    ' the first part, or an error',
+    ' the first part, or an error; generate and score have no windows',
   )
   add(
     '--invalid_utf8',
@@ -212,7 +258,11 @@ def _parser() -> argparse.ArgumentParser:
     default=0.5,
     help='detect: tokens over this are listed as replaced (default: 0.5)',
   )
-  add('--top_k', type=int, default=5, help='fill: candidates (default: 5)')
+  add(
+    '--top_k',
+    type=int,
+    help='fill: candidates (default: 5); generate: sample among the likeliest',
+  )
   add(
     '--head',
     default='auxiliary',
@@ -221,6 +271,15 @@ def _parser() -> argparse.ArgumentParser:
     ' correcting its guesses',
   )
   add('--cls_only', action='store_true', help='encode: only the [CLS] state')
+  add('--length', type=int, help='generate: most tokens to write (default: 64)')
+  add('--beams', type=int, default=1, help='generate: beam search (default: 1)')
+  add(
+    '--temperature',
+    type=float,
+    default=0.0,
+    help='generate: of sampling; 0 takes the likeliest token (default)',
+  )
+  add('--seed', type=int, default=0, help='generate: of sampling (default: 0)')
   return parser
 
 
@@ -230,7 +289,8 @@ def main(argv: list[str]) -> None:
   logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax is talkative.
   with contextlib.ExitStack() as stack:
     texts = _open_input(flags, stack)
-    model = inference.load(flags.model_dir, flags.step, flags.batch_size)
+    module = writing if flags.mode in WRITING else inference
+    model = module.load(flags.model_dir, flags.step, flags.batch_size)
     output = _open_output(flags, stack)
     typed = flags.input == '-' and sys.stdin.isatty()
     size = 1 if typed else flags.batch_size * _BATCHES_AHEAD
@@ -238,7 +298,7 @@ def main(argv: list[str]) -> None:
     try:
       for chunk in chunks(texts, size):
         try:
-          found = answers(model, chunk, flags)
+          found = answers(model, chunk, flags, done)
         except inference_text.TooLong as error:
           place = texts.place(done + error.index + 1)
           raise UserError(error.about(place)) from error

@@ -60,6 +60,11 @@ class PretrainedModel:
     batch_size: int = 32,
   ):
     """Puts a model together; `load` does it from a MODEL_DIR."""
+    if not isinstance(model, PretrainingModel):
+      raise UserError(
+        'modes detect, fill and encode need a model that was pretrained with an'
+        ' auxiliary, or by MLM; ask this one to generate or score'
+      )
     if vocabulary.size > model.vocab_size:
       raise UserError(
         f'vocabulary {vocabulary.path}: its {vocabulary.size} ids are more than'
@@ -260,6 +265,13 @@ def load(
   Returns:
     The model, its parameters on the first device.
   """
+  return PretrainedModel(*restore_model(model_dir, step), batch_size)
+
+
+def restore_model(
+  model_dir: str | os.PathLike, step: int | None = None
+) -> tuple[Any, Any, data.Vocabulary, int]:
+  """Model, parameters, vocabulary and step of a MODEL_DIR."""
   from metro_jax import gin_loading  # The class above needs no gin.
 
   folder = pathlib.Path(model_dir).expanduser()
@@ -278,7 +290,7 @@ def load(
   checkpoint = restore.find_checkpoint(str(folder), step)
   found = int(checkpoint.name.removeprefix(f'{restore.PREFIX}_'))
   params = restore.restore_params(str(checkpoint), _params_like(model))
-  return PretrainedModel(model, params, vocabulary, found, batch_size)
+  return model, params, vocabulary, found
 
 
 def _params_like(model: PretrainingModel) -> Any:

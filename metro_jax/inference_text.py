@@ -28,16 +28,27 @@ LONG = ('window', 'truncate', 'error')
 class TooLong(UserError):
   """A text is longer than the model; `index` says which."""
 
-  def __init__(self, index: int, tokens: int, room: int):
-    """Takes the index of the text, its tokens, and the most there may be."""
+  def __init__(
+    self, index: int, tokens: int, room: int, long: str | None = 'window'
+  ):
+    """Takes the index of the text, its tokens, and the most there may be.
+
+    Args:
+      index: of the text.
+      tokens: that it has.
+      room: the most there may be.
+      long: which of LONG would take it, if any.
+    """
     self.index, self.tokens, self.room = index, tokens, room
+    self.long = long
     super().__init__(self.about(f'text {index + 1}'))
 
   def about(self, name: str) -> str:
     """The message, with a name for the text."""
+    mend = f', or choose long={self.long!r} (--long={self.long})'
     return (
       f'{name} has {self.tokens} tokens and the model takes {self.room};'
-      " shorten it, or choose long='window' (--long=window)"
+      f' shorten it{mend if self.long else ""}'
     )
 
 

@@ -3,11 +3,12 @@
 
 A file is parsed as the command line parses it, and shrunk by bindings. Every
 day all files build their models, and the step of each family is traced. The
-slow tests trace the step of each file, and run some; families_test.py runs
-each family. Files that differ in sizes alone are the same program then, which
-is traced once.
+slow tests train all files, on eight devices and resumed; families_test.py does
+so by the real trainer, with checkpoints. Files that differ in sizes alone are
+the same program then, which is trained once.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -28,24 +29,6 @@ FILES = {name: (name,) for name in recipe_files.recipes()} | {
 SPANS = 'ablations/metro_t5/span_mask.gin'
 LAST_COMBINATION = 'ablations/metro_lm/combo_5_constrained_sharing.gin'
 ROWS = 8  # One for each device.
-# What no family's own recipe has.
-SOME_ROWS = (
-  'ablations/amos/separate_generators.gin',
-  'ablations/amos/random_layer.gin',
-  'ablations/fast_electra/drop_token.gin',
-  'ablations/fast_electra/tf_to_soh.gin',
-  'ablations/metro_lm/one_choice_cloze.gin',
-  'ablations/metro_lm/tupe.gin',
-)
-
-
-def slow_unless_tiny(names) -> list:
-  return [
-    name
-    if name.endswith('/tiny.gin')
-    else pytest.param(name, marks=pytest.mark.slow)
-    for name in names
-  ]
 
 
 def once(function):
@@ -63,7 +46,6 @@ def once(function):
   return call
 
 
-@once
 def shapes_of_a_step(recipe: recipe_files.Recipe):
   """State before and after, metrics and report, without computing them."""
   model, optimizer = recipe.model, recipe.optimizer
@@ -74,20 +56,16 @@ def shapes_of_a_step(recipe: recipe_files.Recipe):
   return state, *jax.eval_shape(step, state, None, batch)
 
 
-@pytest.mark.parametrize('name', slow_unless_tiny(FILES))
-def test_a_training_step_is_built(name):
-  before, after, values, report = shapes_of_a_step(name)
+@pytest.mark.parametrize('family', recipe_files.FAMILIES)
+def test_a_training_step_is_built(family):
+  recipe = recipe_files.load(f'{family}/tiny.gin')
+  before, after, values, report = shapes_of_a_step(recipe)
   packed = jax.eval_shape(guards.StepReport.pack, *[jnp.float32(0)] * 4)
   assert (report.shape, report.dtype) == (packed.shape, packed.dtype)
   assert jax.tree.structure(after) == jax.tree.structure(before)
-  deep = recipe_files.load(*FILES[name]).deep
-  if isinstance(deep, models.PretrainingModel):
-    terms = {f'loss/{o.name}' for o in deep.pretrainer.objectives}
-    assert terms <= set(values)
-    if len(getattr(deep.pretrainer.auxiliary, 'depths', ())) > 1:
-      # The depths that the file has fit together too.
-      batch = recipe_files.batch(deep)
-      jax.eval_shape(deep.init, jax.random.key(0), batch)
+  if isinstance(recipe.model, models.PretrainingModel):
+    objectives = recipe.model.pretrainer.objectives
+    assert {f'loss/{o.name}' for o in objectives} <= set(values)
 
 
 @pytest.mark.parametrize('name', recipe_files.recipes())
@@ -136,47 +114,91 @@ class Rows:
     return {k: x[rows or slice(None)] for k, x in batch.items()}
 
 
-def two_steps(recipe: recipe_files.Recipe):
-  """Losses, metrics, and parameters by name before and after."""
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """Two steps on all devices, and the second once more from the first.
+
+  Attributes:
+    losses: of the two steps.
+    values: metrics of the second.
+    before: the state that they begin with.
+    after: the state that they end with.
+    resumed: the same, from a copy of the state between them.
+  """
+
+  losses: list[float]
+  values: dict[str, float]
+  before: TrainState
+  after: TrainState
+  resumed: TrainState
+
+
+@once
+def two_steps(recipe: recipe_files.Recipe) -> Run:
   model, optimizer = recipe.model, recipe.optimizer
   data, partitioner = Rows(model), training.Partitioner()
   with partitioner.context():
     plan = (model, optimizer, data, partitioner)
     layout = initialization.make_layout(*plan)
+    step, window = initialization.compile_step(*plan, layout, 1, random_seed=0)
     rng = np.random.default_rng(0)
     params = jax.tree.map(
       lambda x: rng.normal(0, 0.3, x.shape).astype(x.dtype), layout.state.params
     )
-    state = jax.device_put(
-      TrainState.create(params, optimizer), layout.shardings
-    )
-    # Half the time of compiling is in making fast code of it.
-    slow = {'xla_backend_optimization_level': 0}
-    step = jax.jit(make_train_step(model, optimizer), compiler_options=slow)
-    losses = []
-    for index in range(2):
+    fresh = jax.device_get(TrainState.create(params, optimizer))
+
+    def one_step(index, state):
       batch = jax.device_put(data.batch(index), partitioner.batch_sharding)
-      state, window, report = step(state, None, batch)
-      losses.append(guards.StepReport.unpack(report).loss)
-    after = jax.device_get(state.params)
-  values = metrics.compute(jax.device_get(window))
-  return losses, values, named_leaves(params), named_leaves(after)
+      state = jax.device_put(state, layout.shardings)
+      return jax.device_get(step(state, window(), batch))
+
+    first, _, report = one_step(0, fresh)
+    # What `step` is given is gone after it.
+    second, values, last_report = one_step(1, jax.tree.map(np.copy, first))
+    resumed, *_ = one_step(1, first)
+  losses = [guards.StepReport.unpack(x).loss for x in (report, last_report)]
+  return Run(losses, metrics.compute(values), fresh, second, resumed)
+
+
+def files_of(family: str) -> list[str]:
+  return [name for name in FILES if family in name.split('/')]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', SOME_ROWS)
-def test_two_steps_on_eight_devices(name):
-  recipe = recipe_files.load(*FILES[name])
-  losses, values, before, after = two_steps(recipe)
-  assert np.isfinite(losses).all() and losses[0] != losses[1]
+@pytest.mark.parametrize('family', recipe_files.FAMILIES)
+def test_all_train_on_eight_devices_and_resume(family):
+  assert jax.device_count() == ROWS
+  for name in files_of(family):
+    try:
+      check(two_steps(name), recipe_files.load(*FILES[name]).frozen)
+    except Exception as error:
+      raise AssertionError(f'{name}: {error}') from error
+
+
+def check(run: Run, frozen: tuple[str, ...]):
+  assert np.isfinite(run.losses).all() and run.losses[0] != run.losses[1]
   # What counts nothing (detections, where there are none) is not a number.
   named = ('loss', 'mlm_loss', 'mixture', 'curriculum', 'replace_rate')
-  shown = [x for key, x in values.items() if key.split('/')[0] in named]
+  shown = [x for key, x in run.values.items() if key.split('/')[0] in named]
   assert np.isfinite(shown).all()
-  if 'replace_rate' in values:
-    assert 0 <= values['replace_rate'] <= 0.5
-  for key, x in before.items():
-    if recipe.frozen and key.startswith('auxiliary/'):
+  assert 0 <= run.values.get('replace_rate', 0) <= 0.5
+  jax.tree.map(np.testing.assert_array_equal, run.resumed, run.after)
+  after = named_leaves(run.after.params)
+  for key, x in named_leaves(run.before.params).items():
+    if frozen and key.startswith('auxiliary/'):
       np.testing.assert_array_equal(x, after[key])
     elif not key.endswith('key/bias'):  # It has no gradient but rounding.
       assert (x != after[key]).any(), key
+
+
+@pytest.mark.slow
+def test_depths_of_heads_fit_together():
+  """At a file's own depths, which the runs above have shrunk."""
+  seen = 0
+  for name in files_of('amos'):
+    deep = recipe_files.load(*FILES[name]).deep
+    if len(getattr(deep.pretrainer.auxiliary, 'depths', ())) > 1:
+      batch = recipe_files.batch(deep)
+      jax.eval_shape(deep.init, jax.random.key(0), batch)
+      seen += 1
+  assert seen > 9

@@ -79,6 +79,10 @@ def test_process_ends_with_one_line_after_a_mistake(tiny_run, tmp_path):
   text = tmp_path / 'text.txt'
   text.write_bytes(b'good\nbad \xff\n')
   for arguments, named in (
+    (
+      ['--text=x', f'--model_dir={tiny_run}', '--mode=generate'],
+      'writing text needs a decoder, and Encoder has none',
+    ),
     (['--text=x', f'--model_dir={tmp_path}'], 'config.gin'),
     (
       [
@@ -120,6 +124,8 @@ def test_detect_is_what_python_says(ask, model):
   np.testing.assert_allclose(
     [t['p_replaced'] for t in answer['tokens']], expected.p_replaced, rtol=1e-5
   )
+  suspect = answer['most_suspicious']
+  assert (suspect['start'], suspect['end']) == expected.most_suspicious()
   # Over a threshold of 0 everything is one stretch after another.
   assert ''.join(r['text'] for r in answer['replaced']) == text.replace(' ', '')
 

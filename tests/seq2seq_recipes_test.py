@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import tiny_run
 
-from metro_jax import data, models
+from metro_jax import data, infer, inference, models, writing
+from metro_jax.errors import UserError
 from metro_jax.pretrain import RTD, CorrectiveLM
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -176,8 +177,8 @@ def assert_trains(model):
 @pytest.mark.parametrize(
   'recipes, length, target_length, row_length, start, end',
   [
-    (['t5/tiny'], 128, 40, 128, 4, 4),
-    (['t5/tiny', 'ablations/metro_t5/t5_all_tokens'], 128, 128, 128, 4, 4),
+    (['t5/tiny'], 64, 21, 64, 4, 4),
+    (['t5/tiny', 'ablations/metro_t5/t5_all_tokens'], 64, 64, 64, 4, 4),
     (['t5/span_corruption_base'], 512, 114, 570, 0, 3),
   ],
 )
@@ -233,3 +234,45 @@ def test_training_from_the_command_line(tmp_path, recipe):
   assert all(np.isfinite(line['loss']) for line in lines)
   vocabulary = data.Vocabulary(tmp_path / 'run')
   assert vocabulary.extra_ids == 8
+  check_writing(tmp_path)
+
+
+def check_writing(root: pathlib.Path):
+  """What the command line writes and scores is what the model does."""
+
+  def ask(mode: str, lines: list[str], *flags: str) -> list[dict]:
+    (root / 'in.txt').write_text('\n'.join(lines))
+    given = (f'--model_dir={root}/run', f'--input={root}/in.txt')
+    infer.main([*given, f'--mode={mode}', f'--output={root}/out.jsonl', *flags])
+    out = (root / 'out.jsonl').read_text().splitlines()
+    return [json.loads(line) for line in out]
+
+  texts = ['Returns the [MASK] of the row.', 'the <extra_id_0> array', '']
+  greedy = ask('generate', texts, '--length=8')
+  assert [a['text'] for a in greedy] == texts
+  sampling = ('--length=8', '--temperature=1', '--seed=3')
+  sampled = ask('generate', texts, *sampling)
+  assert sampled != greedy
+  assert ask('generate', texts[:1], *sampling) == sampled[:1]
+  pairs = [('the array', 'the row'), ('the array of the row', 'axis'), ('', '')]
+  scored = ask('score', ['\t'.join(pair) for pair in pairs[:2]] + [''])
+  writer = writing.load(root / 'run')
+  for answer, (text, target) in zip(scored, pairs, strict=True):
+    assert (answer['text'], answer['target']) == (text, target)
+    # By itself, in a row of another length.
+    (alone,) = writer.score([(text, target)])
+    assert answer['tokens'] == alone.tokens > 0
+    np.testing.assert_allclose(
+      answer['log_probability'], alone.log_probability, rtol=1e-4
+    )
+  for mode, line, says in (
+    ('score', 'no tab', 'has no tab'),
+    ('generate', 'the array ' * 40, 'line 1 has .* tokens'),
+    ('score', 'a\t' + 'array ' * 40, 'line 1 has .* tokens'),
+    ('generate', '<extra_id_8>', 'it has 8 sentinels'),
+  ):
+    with pytest.raises(UserError, match=says):
+      ask(mode, [line])
+  if not hasattr(inference.restore_model(root / 'run')[0], 'pretrainer'):
+    with pytest.raises(UserError, match='ask this one to generate or score'):
+      ask('detect', ['the array'])

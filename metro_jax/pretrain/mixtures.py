@@ -18,6 +18,8 @@ from metro_jax.errors import UserError
 from metro_jax.modules import initializers
 from metro_jax.pretrain.sampling import scale_gradient
 
+Progress = jax.Array | float  # Fraction of training that has passed, 0..1.
+
 
 class Mixture(Protocol):
   """Weights over heads.
@@ -32,10 +34,7 @@ class Mixture(Protocol):
   mlm_gradient: float
 
   def __call__(
-    self,
-    hidden: Sequence[jax.Array],
-    progress: jax.Array | float,
-    seed: jax.Array,
+    self, hidden: Sequence[jax.Array], progress: Progress, seed: jax.Array
   ) -> jax.Array:
     """Weighs the heads.
 
@@ -66,10 +65,7 @@ class LearnedMixture(nn.Module):
 
   @nn.compact
   def __call__(
-    self,
-    hidden: Sequence[jax.Array],
-    progress: jax.Array | float,
-    seed: jax.Array,
+    self, hidden: Sequence[jax.Array], progress: Progress, seed: jax.Array
   ) -> jax.Array:
     """See `Mixture`."""
     del progress, seed
@@ -85,26 +81,34 @@ class LearnedMixture(nn.Module):
     return jax.nn.softmax(jnp.stack(scores, axis=-1), axis=-1)
 
 
-@dataclasses.dataclass(frozen=True)
-class UniformMixture:
-  """All heads alike ("- adv. train")."""
+class _Given:
+  """A mixture without parameters, the same at all positions of a batch."""
 
   learned: ClassVar[bool] = False
   mlm_gradient: ClassVar[float] = 0.0
 
   def __call__(
-    self,
-    hidden: Sequence[jax.Array],
-    progress: jax.Array | float,
-    seed: jax.Array,
+    self, hidden: Sequence[jax.Array], progress: Progress, seed: jax.Array
   ) -> jax.Array:
     """See `Mixture`."""
-    del progress, seed
-    return jnp.full((1, 1, len(hidden)), 1 / len(hidden), jnp.float32)
+    return self._of(len(hidden), progress, seed)[None, None]
+
+  def _of(self, heads: int, progress: Progress, seed: jax.Array) -> jax.Array:
+    """float32 [heads]."""
+    raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
-class FixedMixture:
+class UniformMixture(_Given):
+  """All heads alike ("- adv. train")."""
+
+  def _of(self, heads: int, progress: Progress, seed: jax.Array) -> jax.Array:
+    del progress, seed
+    return jnp.full(heads, 1 / heads, jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedMixture(_Given):
   """Given weights ("w. final mix weights").
 
   Attributes:
@@ -112,8 +116,6 @@ class FixedMixture:
   """
 
   weights: Sequence[float]
-  learned: ClassVar[bool] = False
-  mlm_gradient: ClassVar[float] = 0.0
 
   def __post_init__(self):
     if min(self.weights) < 0 or abs(sum(self.weights) - 1) > 1e-3:
@@ -122,44 +124,28 @@ class FixedMixture:
         ' sum to 1'
       )
 
-  def __call__(
-    self,
-    hidden: Sequence[jax.Array],
-    progress: jax.Array | float,
-    seed: jax.Array,
-  ) -> jax.Array:
-    """See `Mixture`."""
+  def _of(self, heads: int, progress: Progress, seed: jax.Array) -> jax.Array:
     del progress, seed
-    if len(hidden) != len(self.weights):
+    if heads != len(self.weights):
       raise UserError(
-        f'FixedMixture.weights: {len(self.weights)} weights for'
-        f' {len(hidden)} heads; give one per depth of Auxiliary.mlm_layers'
+        f'FixedMixture.weights: {len(self.weights)} weights for {heads} heads;'
+        ' give one per depth of Auxiliary.mlm_layers'
       )
-    return jnp.asarray(self.weights, jnp.float32)[None, None]
+    return jnp.asarray(self.weights, jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomLayer:
+class RandomLayer(_Given):
   """One head for a whole batch, a new draw each step ("w. random layer")."""
 
-  learned: ClassVar[bool] = False
-  mlm_gradient: ClassVar[float] = 0.0
-
-  def __call__(
-    self,
-    hidden: Sequence[jax.Array],
-    progress: jax.Array | float,
-    seed: jax.Array,
-  ) -> jax.Array:
-    """See `Mixture`."""
+  def _of(self, heads: int, progress: Progress, seed: jax.Array) -> jax.Array:
     del progress
     # The seed is a random number already, and the same in every microbatch.
-    chosen = (seed >> 8) % jnp.uint32(len(hidden))
-    return _one(chosen, len(hidden))
+    return jax.nn.one_hot((seed >> 8) % jnp.uint32(heads), heads)
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerSwitch:
+class LayerSwitch(_Given):
   """From shallow to deep, one head at a time ("w. layer switch").
 
   Attributes:
@@ -168,27 +154,15 @@ class LayerSwitch:
   """
 
   at: Sequence[float] = (1 / 3, 2 / 3)
-  learned: ClassVar[bool] = False
-  mlm_gradient: ClassVar[float] = 0.0
 
-  def __call__(
-    self,
-    hidden: Sequence[jax.Array],
-    progress: jax.Array | float,
-    seed: jax.Array,
-  ) -> jax.Array:
-    """See `Mixture`."""
+  def _of(self, heads: int, progress: Progress, seed: jax.Array) -> jax.Array:
     del seed
-    if len(self.at) != len(hidden) - 1 or list(self.at) != sorted(self.at):
+    if len(self.at) != heads - 1 or list(self.at) != sorted(self.at):
       raise UserError(
         f'LayerSwitch.at: {tuple(self.at)} must be ascending, and one fewer'
-        f' than the {len(hidden)} depths of Auxiliary.mlm_layers'
+        f' than the {heads} depths of Auxiliary.mlm_layers'
       )
-    return _one(jnp.sum(progress >= jnp.asarray(self.at)), len(hidden))
-
-
-def _one(index: jax.Array, heads: int) -> jax.Array:
-  return jax.nn.one_hot(index, heads, dtype=jnp.float32)[None, None]
+    return jax.nn.one_hot(jnp.sum(progress >= jnp.asarray(self.at)), heads)
 
 
 def mix(

@@ -229,7 +229,7 @@ def test_gin_files_bind_both_ends(monkeypatch):
       gin.query_parameter(
         'offline.corrupt.train_steps'
       ).scoped_configurable_fn()
-      == 1500
+      == 1400
     )
   with gin_loading._own_configuration():
     gin.parse_config_file('gin_configs/runs/pretrain.gin')
@@ -246,11 +246,11 @@ def test_gin_files_bind_both_ends(monkeypatch):
         path='s',
         split='train',
         seed=0,
-        steps=1500,
+        steps=1400,
         batch_size=32,
         vocabulary=None,
-        length=128,
-        max_predictions=19,
+        length=64,
+        max_predictions=16,
       ),
       dict(
         path='s',
@@ -258,7 +258,7 @@ def test_gin_files_bind_both_ends(monkeypatch):
         shuffle=False,
         batch_size=32,
         vocabulary=None,
-        length=128,
-        max_predictions=19,
+        length=64,
+        max_predictions=16,
       ),
     ]
