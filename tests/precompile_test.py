@@ -301,6 +301,17 @@ def test_zero_1_moves_no_more_than_data_parallelism():
 
 
 @pytest.mark.slow
+@needs('libtpu')
+def test_a_job_that_cannot_fit_is_not_compiled():
+  words = ('--gin_file=metro_lm/xxl.gin', '--target=v5e:16x16')
+  out = command(*words, '--nosuggest', '--gin.ZERO_STAGE=0').stdout
+  # 6.0e9 x (4 for weights, 4 for gradients, 8 for moments) of 15.75 GiB.
+  assert out.splitlines()[-1] == (
+    'It does not fit: 79.1 GB too much before any activations'
+  )
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'recipe, target, parameters',
   [
