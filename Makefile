@@ -72,7 +72,7 @@ fault-test: $(INSTALLED_TEST)
 	  --folder=.cache/kills --kills=$(KILLS))
 
 docs: $(VENV)/.installed-docs
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 lint: $(INSTALLED_TEST)
 	$(BIN)/ruff check .
