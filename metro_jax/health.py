@@ -104,12 +104,18 @@ class Alarm:
   advice: str
 
 
+_LEAST_RISE = 0.1  # Nats: a text known by heart has a loss of next to nothing.
+
+
 def _diverging(history: History) -> str | None:
   # The RTD loss may rise by right, when the auxiliary gets better.
   names = [n for n in ('loss/mlm', 'loss/clm', 'loss/lm') if history.names(n)]
   for name in names or ['loss']:
     now = history.recent(name)
-    if now is not None and now > 1.15 * history.lowest(name):
+    if now is None:
+      continue
+    low = history.lowest(name)
+    if now > max(1.15 * low, low + _LEAST_RISE):
       return (
         f'{name} is {now:.3g}, {now / history.lowest(name) - 1:.0%} above its'
         f' lowest, {history.lowest(name):.3g}: training diverges'

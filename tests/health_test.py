@@ -101,6 +101,11 @@ def test_the_auxiliary_is_too_strong_when_detection_gets_worse():
   assert '0.78, at best 0.90' in found.words
 
 
+def test_a_text_known_by_heart_does_not_diverge():
+  lines = planted(0.5, **{'loss/clm': lambda u: 0.01 + 0.05 * (u - 0.5)})
+  assert not health.findings(lines, STEPS)
+
+
 def test_parameters_that_blow_up_tell_of_a_high_learning_rate():
   lines = planted(param_norm=lambda u: 100 * min(1 + 60 * u, 30))
   (found,) = health.findings(lines, STEPS)
