@@ -140,8 +140,13 @@ def _detection(
     _span(answer.text, token.start, token.end) | {'p_replaced': _short(p)}
     for token, p in zip(answer.tokens, answer.p_replaced, strict=True)
   ]
-  replaced = [_span(answer.text, *s) for s in answer.replaced(threshold)]
-  return {'text': answer.text, 'replaced': replaced, 'tokens': tokens}
+  suspect = answer.most_suspicious()
+  return {
+    'text': answer.text,
+    'most_suspicious': _span(answer.text, *suspect) if suspect else None,
+    'replaced': [_span(answer.text, *s) for s in answer.replaced(threshold)],
+    'tokens': tokens,
+  }
 
 
 def _filling(answer: inference_answers.Filling) -> dict[str, Any]:

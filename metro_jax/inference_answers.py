@@ -2,6 +2,7 @@
 """What a pretrained model answers about one text."""
 
 import dataclasses
+import re
 
 import numpy as np
 
@@ -34,6 +35,14 @@ class Detection:
       else:
         spans.append((token.start, token.end))
     return spans
+
+  def most_suspicious(self) -> tuple[int, int] | None:
+    """The word (start, end) with the likeliest token; None without tokens."""
+    if not self.tokens:
+      return None
+    token = self.tokens[int(np.argmax(self.p_replaced))]
+    words = (m.span() for m in re.finditer(r'\w+|[^\w\s]', self.text))
+    return next((w for w in words if token.start < w[1]), None)
 
 
 @dataclasses.dataclass(frozen=True)

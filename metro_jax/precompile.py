@@ -162,7 +162,9 @@ def verdict(report: ahead.Report) -> str:
     return f'It fits, with {spare:,.1f} GB to spare{took}'
   if report.over:
     return f'It does not fit; the compiler says: {report.over}'
-  return f'It does not fit: {report.missing / 1e9:,.1f} GB too much{took}'
+  lacks = f'It does not fit: {report.missing / 1e9:,.1f} GB too much'
+  before = '' if 'peak' in report.memory else ' before any activations'
+  return f'{lacks}{before}{took}'
 
 
 def run() -> int:
@@ -174,7 +176,7 @@ def run() -> int:
   if not _JSON.value:
     print(table(report), flush=True)
   found = None
-  if report.fits is False and _SUGGEST.value:
+  if report.fits is False and _COMPILE.value and _SUGGEST.value:
     found = suggest(target, report)
     if not _JSON.value:
       print(_advice(found))

@@ -124,6 +124,8 @@ def test_detect_is_what_python_says(ask, model):
   np.testing.assert_allclose(
     [t['p_replaced'] for t in answer['tokens']], expected.p_replaced, rtol=1e-5
   )
+  suspect = answer['most_suspicious']
+  assert (suspect['start'], suspect['end']) == expected.most_suspicious()
   # Over a threshold of 0 everything is one stretch after another.
   assert ''.join(r['text'] for r in answer['replaced']) == text.replace(' ', '')
 

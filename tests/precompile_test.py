@@ -9,9 +9,9 @@ import subprocess
 import sys
 
 import flax.linen as nn
-import gin
 import jax
 import pytest
+import recipe_files
 
 from metro_jax import precompile, training
 from metro_jax.training import ahead, info, initialization, partitioning
@@ -111,6 +111,11 @@ def test_verdicts():
   assert precompile.verdict(roomy) == 'It fits, with 12.0 GB to spare'
   simulated = replace(REPORT, limit=None)
   assert simulated.fits is None and 'no limit' in precompile.verdict(simulated)
+  held = replace(REPORT, memory={'parameters': 2 * 10**10})
+  assert held.fits is False
+  assert precompile.verdict(held) == (
+    'It does not fit: 4.0 GB too much before any activations'
+  )
   refused = replace(REPORT, over='needs 21.5G of 15.7G', memory={})
   assert 'needs 21.5G of 15.7G' in precompile.verdict(refused)
 
@@ -195,16 +200,7 @@ class On256(training.Partitioner):
 
 @pytest.fixture(scope='module')
 def xxl():
-  """The recipe, as the command reads it."""
-  import metro_jax.gin_registration  # noqa: F401
-
-  gin.clear_config()
-  for path in (ROOT, ROOT / 'gin_configs'):
-    gin.add_config_file_search_path(str(path))
-  gin.parse_config_file('gin_configs/runs/precompile.gin')
-  gin.parse_config_file('metro_lm/xxl.gin')
-  yield gin.get_configurable('training.Plan')()
-  gin.clear_config()
+  return recipe_files.plan('metro_lm/xxl.gin')
 
 
 @pytest.fixture(scope='module')
@@ -252,6 +248,22 @@ def test_table_4(xxl, xxl_boxed, stage):
   assert total == pytest.approx(TABLE_4[stage][-1], rel=0.01, abs=0.04)
 
 
+@pytest.mark.slow
+def test_table_4_as_compiled():
+  """Totals by XLA's memory analysis of the update for 256 devices."""
+  script = pathlib.Path(__file__).with_name('compiled_table_4.py')
+  done = subprocess.run(
+    [sys.executable, script, 'metro_lm/xxl.gin'],
+    env=os.environ | {'XLA_FLAGS': ''},
+    check=True,
+    stdout=subprocess.PIPE,
+  )
+  for stage, size in enumerate(json.loads(done.stdout)):
+    printed = TABLE_4[stage][-1]
+    print(f'stage {stage}: {size / 1e9:.2f} GB, paper {printed} GB')
+    assert size / 1e9 == pytest.approx(printed, rel=0.01, abs=0.04)
+
+
 def test_table_4_counts_the_paper_s_parameters(xxl_boxed):
   totals = info.totals_by_part(nn.unbox(xxl_boxed))
   assert sum(totals.values()) == pytest.approx(6.0e9, rel=0.005)
@@ -290,11 +302,30 @@ def test_zero_1_moves_no_more_than_data_parallelism():
 
 @pytest.mark.slow
 @needs('libtpu')
-def test_xxl_fits_a_pod():
-  report = page('--gin_file=metro_lm/xxl.gin', '--target=v5p:4x8x8')
+def test_a_job_that_cannot_fit_is_not_compiled():
+  words = ('--gin_file=metro_lm/xxl.gin', '--target=v5e:16x16')
+  out = command(*words, '--nosuggest', '--gin.ZERO_STAGE=0').stdout
+  # 6.0e9 x (4 for weights, 4 for gradients, 8 for moments) of 15.75 GiB.
+  assert out.splitlines()[-1] == (
+    'It does not fit: 79.1 GB too much before any activations'
+  )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'recipe, target, parameters',
+  [
+    pytest.param('xl', 'h200:256', 1.79e9, marks=needs('jax_cuda13_plugin')),
+    pytest.param('xxl', 'v5p:4x8x8', 6.0e9, marks=needs('libtpu')),
+  ],
+)
+def test_the_largest_recipes_fit_real_machines(recipe, target, parameters):
+  report = page(f'--gin_file=metro_lm/{recipe}.gin', f'--target={target}')
   assert report['devices'] == 256 and report['fits']
   memory = report['memory']
   # Table 4's stage 1, with float32 weights: 4 bytes each, and moments split.
-  assert memory['parameters'] == pytest.approx(24.0e9, rel=0.01)
-  assert memory['optimizer slots'] < 0.25e9
-  assert memory['peak'] < 40e9
+  assert memory['parameters'] == pytest.approx(4 * parameters, rel=0.01)
+  assert memory['optimizer slots'] < 1.1 * 8 * parameters / 256
+  # Weights, their gradients before they are scattered, and activations: a
+  # third float32 of each parameter would be too many.
+  assert memory['peak'] < 3 * 4 * parameters * 0.75

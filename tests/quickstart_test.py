@@ -93,7 +93,7 @@ def test_as_many_marks_as_asked_for_and_whole_words():
   tokens = [types.SimpleNamespace(start=a, end=b) for a, b in pieces]
   p = np.array([0.1, 0.2, 0.9, 0.3, 0.05, 0.4, 0.6], np.float32)
   detection = inference_answers.Detection(text, tokens, p)
-  assert demonstration.most_suspicious(detection) == (4, 10)  # All of banana.
+  assert detection.most_suspicious() == (4, 10)  # All of banana.
   marked = demonstration.threshold([detection], 3)
   assert (p >= np.float32(marked)).sum() == 3
   assert demonstration.threshold([detection], 99) == 0.05

@@ -113,6 +113,16 @@ def load(*names: str) -> Recipe:
     )
 
 
+def plan(name: str):
+  """The `training.Plan` of a recipe at its own size, as precompile reads it."""
+  with gin_loading._own_configuration():
+    for path in (ROOT, CONFIGS):
+      gin.add_config_file_search_path(str(path))
+    for file in ('runs/precompile.gin', name):
+      gin.parse_config_file(file)
+    return gin.get_configurable('training.Plan')()
+
+
 def batch(model, rows: int = pretrain_models.BATCH, seed: int = 0):
   """Random rows, of the features that the model takes."""
   if not isinstance(model, models.TextToTextModel):

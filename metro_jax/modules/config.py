@@ -39,10 +39,11 @@ class PositionConfig:
       per stack.
     reset_cls: the relative bias to and from [CLS] is replaced by two learned
       numbers per head (METRO-LM Table 1, after TUPE).
-    relative_stddev: of the relative bias at the start; None is the
-      TransformerConfig's init_stddev. Steps of Adam are as large as the
-      learning rate, so a bias that starts near zero takes thousands of them to
-      tell neighbours apart; short runs start it large.
+    neighbour_bias: at the start, how much more each head looks at one
+      neighbour, added to its logit: the first at the token before, the second
+      at the one after, the next two at distance 2, and so on. 0 is the papers'
+      start. Steps of Adam are as large as the learning rate, so a bias takes
+      thousands of them to tell neighbours apart; short runs start with 5.
     untied: absolute positions act through attention logits of their own
       instead of being added to the input (TUPE).
   """
@@ -54,7 +55,7 @@ class PositionConfig:
   max_distance: int = 128
   per_layer: bool = False
   reset_cls: bool = False
-  relative_stddev: float | None = None
+  neighbour_bias: float = 0.0
   untied: bool = False
 
   def __post_init__(self):
@@ -74,11 +75,6 @@ class PositionConfig:
         f'{self.max_distance} must be over num_buckets / 4 + 1'
         f' = {self.num_buckets // 4 + 1}',
       )
-    _check(
-      self.relative_stddev is None or self.relative_stddev >= 0,
-      f'{name}.relative_stddev',
-      'must not be negative',
-    )
     _check(
       not self.per_layer or self.relative is not None,
       f'{name}.per_layer',

@@ -106,24 +106,34 @@ class RelativeBias(nn.Module):
     """`bias` with `vector` and, with reset_cls, `reset` filled in."""
     positions = self.config.positions
     rows = positions.num_buckets + (2 if positions.reset_cls else 0)
-    stddev = positions.relative_stddev
-    if stddev is None:
-      stddev = self.config.init_stddev
-    init = initializers.normal(stddev)
     table = self.param(
       'embedding',
-      nn.with_logical_partitioning(init, ('relpos_buckets', 'heads')),
+      nn.with_logical_partitioning(self._start, ('relpos_buckets', 'heads')),
       (rows, self.config.num_heads),
       jnp.float32,
     )
-    offsets = np.arange(-(bias.q_length - 1), bias.k_length)
-    sizes = positions.num_buckets, positions.max_distance
-    if positions.relative == 't5':
-      bucket = t5_bucket(offsets, *sizes, self.causal)
-    else:
-      bucket = metro_bucket(offsets, *sizes)
+    bucket = self._bucket(np.arange(-(bias.q_length - 1), bias.k_length))
     reset = table[-2:].T if positions.reset_cls else None
     return dataclasses.replace(bias, vector=table[bucket].T, reset=reset)
+
+  def _bucket(self, offsets: np.ndarray) -> np.ndarray:
+    positions = self.config.positions
+    sizes = positions.num_buckets, positions.max_distance
+    if positions.relative == 't5':
+      return t5_bucket(offsets, *sizes, self.causal)
+    return metro_bucket(offsets, *sizes)
+
+  def _start(
+    self, key: jax.Array, shape: tuple[int, int], dtype: jnp.dtype
+  ) -> jax.Array:
+    """Normal, and more where a head's neighbour is: -1, 1, -2, 2, ..."""
+    table = initializers.normal(self.config.init_stddev)(key, shape, dtype)
+    heads = np.arange(shape[1])
+    offsets = (heads // 2 + 1) * np.where(heads % 2, 1, -1)
+    if self.causal:
+      offsets = -heads - 1
+    more = self.config.positions.neighbour_bias
+    return table.at[self._bucket(offsets), heads].add(more)
 
 
 class UntiedPositions(nn.Module):

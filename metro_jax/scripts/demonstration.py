@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The last step of the quickstart: asks the model, and prints its answers."""
 
-import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -36,16 +35,13 @@ _MASK_RATE = 0.15
 
 def present(
   model: PretrainedModel, documents: Iterable[str], out: console.Console
-) -> float:
+) -> None:
   """Shows replaced words found and masked words filled in.
 
   Args:
     model: a pretrained model with its auxiliary.
     documents: that it has not been trained on.
     out: where to print.
-
-  Returns:
-    The probability over which words were marked.
   """
   originals = showcase.sentences(documents, _SCORED)
   corrupted = showcase.corrupt(model, originals, _MASK_RATE)
@@ -66,7 +62,6 @@ def present(
   out.print(f'\n{_summary(pairs, marked)}\n')
   out.print(showcase.fillings(model.fill(FILL)))
   out.print()
-  return marked
 
 
 def threshold(found: Sequence[Detection], count: int) -> float:
@@ -88,16 +83,10 @@ def typed_pairs(
   for (sentence, wrong, right), detection in zip(TYPED, found, strict=True):
     start = sentence.index(wrong)
     replaced = [(start, start + len(wrong), right)]
-    suspect = most_suspicious(detection)
-    pairs.append((showcase.Corrupted(sentence, replaced), [suspect]))
+    suspect = detection.most_suspicious()
+    marks = [suspect] if suspect else []
+    pairs.append((showcase.Corrupted(sentence, replaced), marks))
   return pairs
-
-
-def most_suspicious(detection: Detection) -> tuple[int, int]:
-  """The word (start, end) with the token of the highest p(replaced)."""
-  token = detection.tokens[int(np.argmax(detection.p_replaced))]
-  words = (m.span() for m in re.finditer(r'\w+|[^\w\s]', detection.text))
-  return next(word for word in words if token.start < word[1])
 
 
 def _print_marked(

@@ -55,7 +55,6 @@ class Quickstart:
     self.model_dir, self.bindings, self.out = model_dir, bindings, out
     self.folder = pathlib.Path(model_dir)
     self.times: list[tuple[str, float]] = []
-    self.marked = 0.5
 
   @contextlib.contextmanager
   def step(self, title: str, about: str) -> Iterator[None]:
@@ -222,7 +221,7 @@ class Quickstart:
     from metro_jax import data, inference
     from metro_jax.scripts import demonstration
 
-    self.marked = demonstration.present(
+    demonstration.present(
       inference.load(self.folder),
       data.resolve(SOURCE).documents('validation'),
       self.out,
@@ -256,7 +255,7 @@ class Quickstart:
     self.say(
       'Ask the model:',
       f'{python} -m metro_jax.infer --model_dir={self.model_dir} \\',
-      f'  --mode=detect --threshold={self.marked} \\',
+      '  --mode=detect \\',
       "  --text='Compute the eigenvalues of a square purple.'",
     )
 

@@ -15,9 +15,12 @@ import optax
 
 from metro_jax.models.base import Model
 from metro_jax.training import collectives as collectives_lib
-from metro_jax.training import info, initialization
+from metro_jax.training import guards, info, initialization
 from metro_jax.training.partitioning import Partitioner, bytes_per_device
 from metro_jax.training.targets import Target
+
+# What outlives a step.
+HELD = ('parameters', 'optimizer slots')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Plan:
     length: Tokens of a row.
     partitioner: Mesh and ZeRO stage.
     num_microbatches: Parts of a batch whose gradients are added up.
+    guard: Judges each step, see `guards`; None takes all.
+    random_seed: Of initial values and dropout.
   """
 
   model: Model
@@ -39,6 +44,8 @@ class Plan:
   length: int
   partitioner: Partitioner
   num_microbatches: int = 1
+  guard: guards.StepGuard | None = None
+  random_seed: int = 0
 
   def on(self, target: Target, **changes: Any) -> 'Plan':
     """The plan with a mesh of a target's devices.
@@ -63,8 +70,23 @@ class Plan:
     """Shapes and shardings of the state."""
     with self.partitioner.context():
       return initialization.make_layout(
-        self.model, self.optimizer, self, self.partitioner
+        self.model, self.optimizer, self, self.partitioner, self.guard
       )
+
+  def lower(self) -> jax.stages.Lowered:
+    """The step that `training.train` would run, ready to be compiled."""
+    with self.partitioner.context():
+      lowered, _ = initialization.lower_step(
+        self.model,
+        self.optimizer,
+        self,
+        self.partitioner,
+        self.layout,
+        self.num_microbatches,
+        self.random_seed,
+        self.guard,
+      )
+    return lowered
 
   def batch(self, step: int, rows: slice | None = None) -> Mapping[str, Any]:
     """Zeros in the shapes of a batch: a plan is all the data there is."""
@@ -112,24 +134,26 @@ class Report:
   @property
   def fits(self) -> bool | None:
     """Whether a device's memory is enough; None if nobody can tell."""
-    if self.limit is None or not (self.over or 'peak' in self.memory):
+    if self.limit is None:
       return None
-    return self.over is None and self.memory['peak'] <= self.limit
+    if self.over or sum(self.memory.get(k, 0) for k in HELD) > self.limit:
+      return False
+    return self.memory['peak'] <= self.limit if 'peak' in self.memory else None
 
   @property
   def missing(self) -> float:
-    """Bytes that a device lacks; at least, if it did not compile."""
+    """Bytes that a device lacks; at least, if it was not compiled."""
     wanted = self.memory.get('peak', sum(self.memory.values()))
     return max(0.0, wanted - self.limit)
 
 
 def held_bytes(plan: Plan) -> int:
-  """Bytes on one device of what outlives a step: parameters and slots.
+  """Bytes on one device of what outlives a step.
 
   By shardings alone: cheap at any size.
   """
   memory = info.memory_per_device(plan.layout, plan.partitioner)
-  return memory['parameters'] + memory['optimizer slots']
+  return sum(memory[k] for k in HELD)
 
 
 def describe(plan: Plan, target: Target) -> Report:
@@ -152,19 +176,15 @@ def describe(plan: Plan, target: Target) -> Report:
 
 
 def compile_plan(plan: Plan, target: Target) -> Report:
-  """Compiles the training step of a plan that is on a target."""
+  """Compiles the training step of a plan that is on a target.
+
+  Not if what is held between steps is too much already.
+  """
   started = time.monotonic()
   report = describe(plan, target)
-  with plan.partitioner.context():
-    lowered, _ = initialization.lower_step(
-      plan.model,
-      plan.optimizer,
-      plan,
-      plan.partitioner,
-      plan.layout,
-      plan.num_microbatches,
-      random_seed=0,
-    )
+  if report.fits is False:
+    return report
+  lowered = plan.lower()
   try:
     compiled = lowered.compile(compiler_options=target.compiler_options)
   except jax.errors.JaxRuntimeError as error:

@@ -150,6 +150,7 @@ def lower_step(
     num_microbatches=num_microbatches,
     random_seed=random_seed,
     gradient_shardings=partitioner.gradient_shardings(layout.boxed),
+    update_shardings=partitioner.update_shardings(layout.boxed),
     guard=guard,
   )
   batch = {

@@ -184,21 +184,28 @@ def muon(
     adam_b2=b2,
     adam_weight_decay=weight_decay,
     muon_weight_dimension_numbers=functools.partial(
-      _matrix_axes, pattern=re.compile(matrices)
+      _matrix_axes, pattern=matrices
     ),
     consistent_rms=update_rms,
   )
-  return _optimizer(transformation, schedule, 'muon', clip_norm, frozen)
+
+  def init(params: PyTree) -> optax.OptState:
+    # Without a match all would be left to Adam, and nobody would know.
+    _unmatched(params, [matrices], 'muon.matrices')
+    return transformation.init(params)
+
+  checked = optax.GradientTransformation(init, transformation.update)
+  return _optimizer(checked, schedule, 'muon', clip_norm, frozen)
 
 
-def _matrix_axes(params: PyTree, pattern: re.Pattern[str]) -> PyTree:
+def _matrix_axes(params: PyTree, pattern: str) -> PyTree:
   """How each kernel is a matrix: its axes of inputs and of outputs, or None."""
 
   def axes(
     path: tuple[Any, ...], leaf: jax.Array
   ) -> contrib.MuonDimensionNumbers | None:
     names = path_names(path)
-    if not hasattr(leaf, 'ndim') or not pattern.fullmatch('/'.join(names)):
+    if not hasattr(leaf, 'ndim') or not re.fullmatch(pattern, '/'.join(names)):
       return None
     # Scanned layers are matrices side by side. All projections have one axis
     # of inputs, but the one that joins the heads: it has one of outputs.

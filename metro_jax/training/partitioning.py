@@ -256,6 +256,12 @@ class Partitioner:
       return None
     return self._named(self.logical_specs(boxed), unbox(boxed), zero=True)
 
+  def update_shardings(self, boxed: PyTree) -> PyTree:
+    """Shardings of updates, those of the slots; None at stage 0."""
+    if self.zero_stage < 1:
+      return None
+    return self._named(self.logical_specs(boxed), unbox(boxed), zero=True)
+
   def _named(self, specs: PyTree, shapes: PyTree, zero: bool) -> PyTree:
     def named(spec: PartitionSpec, array: Any) -> NamedSharding:
       full = zero_spec(spec, array.shape, self.mesh) if zero else spec

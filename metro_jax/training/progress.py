@@ -145,9 +145,9 @@ def format_metrics(
 
 def human(number: float) -> str:
   """1234567 -> '1.23M'."""
-  for size, suffix in ((1e12, 'T'), (1e9, 'B'), (1e6, 'M'), (1e3, 'k')):
-    if abs(number) >= size:
-      return f'{number / size:.3g}{suffix}'
+  for power, suffix in ((15, 'P'), (12, 'T'), (9, 'B'), (6, 'M'), (3, 'k')):
+    if abs(number) >= 10**power:
+      return f'{number / 10**power:.3g}{suffix}'
   return f'{number:.3g}'
 
 

@@ -39,6 +39,7 @@ def make_train_step(
   num_microbatches: int = 1,
   random_seed: int = 0,
   gradient_shardings: PyTree = None,
+  update_shardings: PyTree = None,
   guard: guards.StepGuard | None = None,
 ) -> Callable[[TrainState, Metrics, Batch], tuple[TrainState, Metrics, Any]]:
   """Builds the function that is compiled once and called every step.
@@ -50,6 +51,9 @@ def make_train_step(
     num_microbatches: Parts whose gradients are added up, one after the other.
     random_seed: Root of all random draws.
     gradient_shardings: Shardings to hold gradients to (ZeRO stage 2 and 3).
+    update_shardings: Shardings to hold new parameters to until they have been
+      judged. With those of the slots (ZeRO stage 1) a device has old and new
+      values of its own share at a time, not of all parameters.
     guard: Refuses steps that would do harm; None takes all.
 
   Returns:
@@ -70,7 +74,9 @@ def make_train_step(
     updates, opt_state = optimizer.update(
       gradients, state.opt_state, state.params
     )
-    params = optax.apply_updates(state.params, updates)
+    params = constrain(
+      optax.apply_updates(state.params, updates), update_shardings
+    )
     grad_norm = optax.global_norm(gradients)
     param_norm = optax.global_norm(params)
     metrics['loss'] = once(loss)

@@ -33,7 +33,8 @@ class Kind:
     flops: bfloat16 FLOP/s, without sparsity.
     memory_bandwidth: Bytes/s of its own memory.
     link: Bytes/s that it can send to its neighbours, all links together.
-    network: Bytes/s that it can send out of its host; None if links reach all.
+    network: Bytes/s of its own network card, out of its host; None if links
+      reach all.
   """
 
   memory: float
@@ -112,11 +113,17 @@ class Target:
 
   @property
   def bandwidth(self) -> float | None:
-    """Bytes/s that a device can send to the others; None if simulated."""
+    """Bytes/s that a device can send to the others; None if simulated.
+
+    Between hosts, that of the best rings: they go through all devices of a
+    host, and leave it over all of its network cards.
+    """
     if self.kind is None:
       return None
     within = self.kind.network is None or len(self.devices) <= GPUS_PER_HOST
-    return self.kind.link if within else self.kind.network
+    if within:
+      return self.kind.link
+    return min(self.kind.link, GPUS_PER_HOST * self.kind.network)
 
   @property
   def compiler_options(self) -> dict[str, Any]:

@@ -101,6 +101,24 @@ def test_relative_bias_reads_its_table(relative):
       np.testing.assert_allclose(dense[0, :, q, k], table[row], rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+  ('relative', 'causal', 'offsets'),
+  [('metro', False, (-1, 1)), ('t5', False, (-1, 1)), ('t5', True, (-1, -2))],
+)
+def test_heads_may_start_with_a_neighbour_each(relative, causal, offsets):
+  empty = modules.PositionBias(5, 5)
+  dense = []
+  for more in (0.0, 5.0):
+    c = config(relative=relative, neighbour_bias=more)
+    module = modules.RelativeBias(c, causal=causal)
+    params = nn.unbox(module.init(jax.random.key(0), empty))
+    dense.append(module.apply(params, empty).dense()[0])
+  expected = np.zeros((2, 5, 5))
+  for head, offset in enumerate(offsets):
+    expected[head] = 5.0 * np.eye(5, k=offset)
+  np.testing.assert_allclose(dense[1] - dense[0], expected, atol=1e-6)
+
+
 @pytest.mark.parametrize('reset', [False, True])
 def test_untied_positions(reset):
   c = config(relative=None, absolute=False, untied=True, reset_cls=reset)

@@ -5,9 +5,10 @@
   python aot_compile.py h200 [name ...]        GPU, by XLA's CUDA plugin, ptxas
 
 Prints one JSON object a line: {"name", "error"} or, where it compiled,
-{"name", "temporary_bytes"}, for GPUs "registers" and "spilled_bytes" by kernel,
-and for training steps the arrays that kernels are there to avoid. Exit code 77
-and a reason where the compilers are not installed.
+{"name", "temporary_bytes", "seconds"}, for GPUs "registers" (of a thread),
+"spilled_bytes" and "occupancy" by kernel, and for training steps the arrays
+that kernels are there to avoid. Exit code 77 and a reason where the compilers
+are not installed.
 """
 
 import glob
@@ -19,6 +20,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -26,7 +28,8 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['TPU_SKIP_MDS_QUERY'] = '1'
 # Several processes may compile at a time.
 os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'
-os.environ.pop('JAX_COMPILATION_CACHE_DIR', None)
+for _name in ('JAX_COMPILATION_CACHE_DIR', 'XLA_FLAGS'):
+  os.environ.pop(_name, None)  # Of the tests: those compile unoptimised code.
 
 H200 = """gpu_device_info {
   threads_per_block_limit: 1024
@@ -74,9 +77,10 @@ def assembler() -> str | None:
 
 def assemble(folder: str) -> dict:
   """Registers and spills, by ptxas, of the PTX that XLA dumped."""
-  registers, spilled = {}, {}
+  registers, spilled, occupied = {}, {}, {}
   for path in glob.glob(f'{folder}/**/*.ptx', recursive=True):
-    if '.entry' not in pathlib.Path(path).read_text():
+    text = pathlib.Path(path).read_text()
+    if '.entry' not in text:
       continue  # A module of constants.
     command = [assembler(), '-arch=sm_90a', '-v', path]
     command += ['-o', f'{folder}/cubin']
@@ -89,7 +93,29 @@ def assemble(folder: str) -> dict:
         spilled[name] = int(found.group(1))
       elif found := re.search(r'Used (\d+) registers', line):
         registers[name] = int(found.group(1))
-  return {'registers': registers, 'spilled_bytes': spilled}
+        occupied[name] = occupancy(registers[name], threads(text, name))
+  return {
+    'registers': registers,
+    'spilled_bytes': spilled,
+    'occupancy': occupied,
+  }
+
+
+def threads(text: str, name: str) -> int:
+  """Of a program, by the directive behind its kernel's name in the PTX."""
+  header = text[text.index(f'.entry {name}(') :]
+  found = re.search(r'\.(?:req|max)ntid (\d+)', header[: header.index('{')])
+  return int(found.group(1))
+
+
+def occupancy(registers: int, threads: int) -> float:
+  """Share of a Hopper multiprocessor's 2048 threads that have registers.
+
+  It has 65536, and a warp takes them by eights. Shared memory, which a kernel
+  asks for when it is started, may leave fewer.
+  """
+  programs = 65536 // (-(-registers // 8) * 8 * threads)
+  return min(1.0, programs * threads / 2048)
 
 
 def compile_one(name: str, case, sharding, target: str) -> dict:
@@ -101,9 +127,9 @@ def compile_one(name: str, case, sharding, target: str) -> dict:
   platform = 'gpu' if target == 'h200' else 'tpu'
   function, args = case
   with tempfile.TemporaryDirectory() as folder, backend.target(platform):
-    options = {'xla_dump_to': folder}
+    options = {}
     if platform == 'gpu':
-      options['xla_gpu_autotune_level'] = 0
+      options = {'xla_dump_to': folder, 'xla_gpu_autotune_level': 0}
     compiled = (
       jax.jit(function, in_shardings=sharding, out_shardings=sharding)
       .trace(*args)
@@ -139,12 +165,14 @@ def main(target: str, names: list[str]) -> int:
     )
   mesh = jax.sharding.Mesh(np.array(topology.devices[:1]), ('data',))
   sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-  cases = aot_cases.cases('gpu' if target == 'h200' else 'tpu')
+  cases = aot_cases.cases() | aot_cases.steps()
   for name, case in cases.items():
     if names and name not in names:
       continue
+    started = time.monotonic()
     try:
       out = compile_one(name, case, sharding, target)
+      out['seconds'] = round(time.monotonic() - started, 1)
     except Exception as error:  # Reported by name; the test fails on it.
       out = {'error': f'{type(error).__name__}: {str(error)[:2000]}'}
     print(json.dumps({'name': name} | out), flush=True)

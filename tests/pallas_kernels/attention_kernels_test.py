@@ -131,7 +131,7 @@ def arguments(case):
   return args, bias, how, g, causal
 
 
-@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize('case', quick.cases(CASES, slow=('causal',)))
 @pytest.mark.parametrize('platform', PLATFORMS)
 def test_forward_and_gradients(case, platform, blocks):
   queries, keys, dtype, causal = CASES[case]

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiling for tests: most of their time, and of code that runs once."""
+"""Compiling for tests: most of their time, and of code that runs once.
+
+Interpreted, a kernel forward and backward takes 2 to 6 seconds to compile
+whatever its shapes, so some cases are left to the slow tier.
+"""
 
 import functools
 
 import jax
+import pytest
 
 
 def jit(function, **options):
@@ -22,3 +27,10 @@ def jit(function, **options):
     return (function if traced else compiled)(*args)
 
   return call
+
+
+def cases(names, slow: tuple[str, ...]):
+  """Names as parameters of a test; `slow` ones are run by the slow tier."""
+  return [
+    pytest.param(n, marks=pytest.mark.slow) if n in slow else n for n in names
+  ]

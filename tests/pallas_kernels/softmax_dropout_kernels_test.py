@@ -95,7 +95,7 @@ def wanted(case):
   return run(None, case, jnp.float32(0.3))
 
 
-@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize('case', quick.cases(CASES, slow=('float32',)))
 @pytest.mark.parametrize('platform', PLATFORMS)
 def test_forward_and_gradients(case, platform, monkeypatch):
   """In blocks that end within the rows; and one mask, whatever the blocks."""
@@ -149,6 +149,7 @@ def test_no_bias_no_mask_no_dropout(platform):
     np.testing.assert_allclose(a, b, rtol=0, atol=16 * 2.0**-24 * 20**0.5)
 
 
+@pytest.mark.slow
 def test_gradient_by_finite_differences():
   args, how, _ = inputs('causal')
   at = {n: x[..., :5] for n, x in how.items() if n.endswith('segments')}

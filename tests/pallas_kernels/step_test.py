@@ -37,9 +37,8 @@ def test_that_test_would_see_them():
   assert step_case.matrices(text) and step_case.logits(text)
 
 
-@pytest.mark.parametrize(
-  'platform', ['gpu', pytest.param('tpu', marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('platform', PLATFORMS)
 def test_loss_and_gradients_are_those_of_xla(platform):
   def model(kernels):
     config = pretrain_models.config(embed_dim=32, **step_case.on(kernels))

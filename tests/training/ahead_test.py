@@ -9,7 +9,7 @@ import toy
 
 from metro_jax import training
 from metro_jax.errors import UserError
-from metro_jax.training import ahead, targets
+from metro_jax.training import ahead, initialization, targets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +27,7 @@ PLAN = ahead.Plan(
   batch_size=32,
   length=8,
   partitioner=training.Partitioner(zero_stage=1),
+  guard=training.Guard(window=7),
 )
 # width x (vocabulary, 2 layers of twice its width, a bias, 4 heads of 4).
 PARAMETERS = 32 * (64 + 2 * 64 + 2 + 16)
@@ -83,6 +84,14 @@ def test_zero_1_gathers_each_parameter_once(compiled):
   assert sharded['all-reduce'].size <= plain['all-reduce'].size + 200
 
 
+def test_a_guard_keeps_one_share_of_the_old_parameters(compiled):
+  """Of all of them, it would take as much memory as ZeRO saves."""
+  plan = dataclasses.replace(PLAN, guard=None).on(DEVICES)
+  without = ahead.compile_plan(plan, DEVICES)
+  more = compiled[1].memory['peak'] - without.memory['peak']
+  assert more < 4 * PARAMETERS / 2
+
+
 def test_the_peak_is_the_sum_of_its_parts(compiled):
   memory = dict(compiled[1].memory)
   peak = memory.pop('peak')
@@ -93,6 +102,36 @@ def test_the_peak_is_the_sum_of_its_parts(compiled):
 def test_a_batch_that_does_not_divide():
   with pytest.raises(UserError, match='not divisible by the 5 devices'):
     PLAN.on(targets.find('cpu:5'))
+
+
+def test_the_step_that_is_planned_is_the_step_that_trains(tmp_path):
+  """To the letter: the program that `train` gives to the compiler."""
+  programs = []
+  lower_step = initialization.lower_step
+
+  def noted(*args):
+    lowered, shapes = lower_step(*args)
+    programs.append(lowered.as_text())
+    return lowered, shapes
+
+  plan = dataclasses.replace(PLAN, num_microbatches=2, random_seed=3).on(
+    DEVICES, zero_stage=2
+  )
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(initialization, 'lower_step', noted)
+    training.train(
+      model=plan.model,
+      model_dir=str(tmp_path),
+      train_dataset=toy.ToyDataset(plan.batch_size, plan.length),
+      train_steps=1,
+      optimizer=plan.optimizer,
+      partitioner=plan.partitioner,
+      num_microbatches=plan.num_microbatches,
+      guard=plan.guard,
+      random_seed=plan.random_seed,
+      tensorboard=False,
+    )
+  assert programs == [plan.lower().as_text()]
 
 
 def test_limits_and_bounds(compiled):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Optimizers and schedules against formulas written out in NumPy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -252,8 +254,8 @@ def test_muon_takes_scanned_layers_as_matrices_side_by_side():
 
 
 def test_muon_leaves_all_else_to_adam_and_the_frozen_alone():
-  # No name here is a Transformer's: everything is Adam's.
-  params, _ = run(training.muon(1e-2, frozen=('auxiliary/.*',)), steps=1)
+  muon = functools.partial(training.muon, 1e-2, matrices='main/kernel')
+  params, _ = run(muon(frozen=('auxiliary/.*',)), steps=1)
   np.testing.assert_array_equal(
     params['auxiliary']['kernel'], PARAMS['auxiliary']['kernel']
   )
@@ -261,4 +263,7 @@ def test_muon_leaves_all_else_to_adam_and_the_frozen_alone():
   # Adam's first step is about the learning rate, against the gradient.
   np.testing.assert_array_equal(np.sign(moved), [-1, 1])
   with pytest.raises(UserError, match=r'training\.muon\.frozen'):
-    run(training.muon(1e-2, frozen=('decoder/.*',)), steps=1)
+    run(muon(frozen=('decoder/.*',)), steps=1)
+  for pattern in ('.*/stak/.*', '*'):  # All to Adam; no regular expression.
+    with pytest.raises(UserError, match=r'training\.muon\.matrices'):
+      run(muon(matrices=pattern), steps=1)

@@ -35,6 +35,18 @@ def test_mistakes(name, message):
   assert message in str(error.value)
 
 
+@pytest.mark.skipif(
+  importlib.util.find_spec('libtpu') is None,
+  reason="libtpu is not installed: pip install -e '.[aot]'",
+)
+@pytest.mark.parametrize('name', ['v5p:9x9', 'v5e:3x5', '3*v9:2x2'])
+def test_a_topology_that_does_not_exist(name):
+  with pytest.raises(UserError) as error:
+    targets.find(name)
+  (line,) = str(error.value).splitlines()
+  assert line.startswith(f'--target={name}: ')
+
+
 @pytest.mark.parametrize('name', ['v5p:2x2x1', 'h200:8'])
 def test_a_missing_compiler_is_named(name, monkeypatch):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda _: None)
@@ -49,7 +61,12 @@ def test_gpus_send_over_links_in_a_host_and_over_the_network_beyond():
     targets.Target('', 'gpu', (device,) * n, kind) for n in (8, 16)
   )
   assert host.bandwidth == kind.link
-  assert cluster.bandwidth == kind.network < kind.link
+  # A ring goes through all eight GPUs of a host and leaves it over their cards.
+  assert cluster.bandwidth == 8 * kind.network < kind.link
+  assert (
+    targets.Target('', 'tpu', (device,) * 16, targets.TPUS['v5p']).bandwidth
+    == 600e9
+  )
 
 
 def slices(count, size):

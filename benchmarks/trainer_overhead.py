@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the trainer costs beside the step that it compiles.
+
+  python -m benchmarks.trainer_overhead --shape=mini
+
+The real trainer runs with logging every --steps steps and a save, in the
+background, at every second log line. After each line its compiled step runs
+as often again with nothing around it, so both see the same machine. The table
+has the medians over the turns:
+
+  loop    time of a step in the loop, without saves, over that of a bare step
+  save    what a save adds to the steps after it, in steps; with one save in
+          100 steps, a hundredth of it is what saving costs
+  guard   a bare step that is guarded, over a bare step that is not
+"""
+
+import argparse
+import dataclasses
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks import native, shapes
+from metro_jax import health, models, training
+from metro_jax.training import guards, initialization
+
+
+@dataclasses.dataclass(frozen=True)
+class StaticDataset:
+  """One batch of random tokens, again and again: no work for the host."""
+
+  shape: shapes.Shape
+  made: Mapping[str, np.ndarray]
+  fingerprint: str = 'static'
+
+  @property
+  def batch_size(self) -> int:
+    """Of the shape."""
+    return self.shape.batch_size
+
+  @property
+  def length(self) -> int:
+    """Of the shape."""
+    return self.shape.length
+
+  @property
+  def vocab_size(self) -> int:
+    """Of the shape."""
+    return self.shape.vocab_size
+
+  def batch(
+    self, step: int, rows: slice | None = None
+  ) -> Mapping[str, np.ndarray]:
+    """The batch, whatever the step."""
+    if rows is None:
+      return self.made
+    return {name: value[rows] for name, value in self.made.items()}
+
+  def position(self, step: int) -> Mapping[str, int]:
+    """Where the data of a step would start."""
+    return {'epoch': 0, 'example': step * self.batch_size}
+
+  def save_assets(self, model_dir: str) -> None:
+    """There is nothing to save."""
+
+
+def main() -> None:
+  """Entry point."""
+  flags = _flags()
+  shape = shapes.SHAPES[flags.shape]
+  model = models.PretrainingModel(
+    native.metro_lm(shape, flags.dtype, flags.kernels)
+  )
+  dataset = StaticDataset(shape, shapes.batches(shape, 1)[0])
+  optimizer = training.adamw(1e-4, clip_norm=native.CLIP_NORM)
+  guard = guards.Guard()
+  steps = flags.steps
+  guarded = _bare(model, optimizer, dataset, guard, steps)
+  plain = _bare(model, optimizer, dataset, None, steps)
+  marks: list[tuple[float, float]] = []
+  times: dict[str, list[float]] = {'bare': [], 'plain': []}
+
+  def look(history: health.History) -> None:
+    ended = time.perf_counter()
+    times['bare'].append(guarded())
+    times['plain'].append(plain())
+    marks.append((ended, time.perf_counter()))
+
+  guarded(), plain()
+  with tempfile.TemporaryDirectory() as folder:
+    training.train(
+      model=model,
+      model_dir=folder,
+      train_dataset=dataset,
+      train_steps=steps * (2 * flags.turns + 1),
+      optimizer=optimizer,
+      guard=guard,
+      stats_period=steps,
+      eval_period=10**9,
+      checkpoints=training.CheckpointConfig(period=2 * steps),
+      alarms=[health.Alarm('bare steps', look, '')],
+    )
+  looped = [b[0] - a[1] for a, b in itertools.pairwise(marks)]
+  # Line n (from 1) ends window n; the save at an even line falls into the
+  # window after it.
+  quiet, saving = looped[0::2], looped[1::2]
+  _print(shape, flags, times, quiet, saving)
+
+
+def _flags() -> argparse.Namespace:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  add = parser.add_argument
+  add('--shape', default='mini', help='mini, small or base')
+  add('--dtype', default='float32')
+  add('--kernels', default='auto', help='auto, xla or pallas')
+  add('--turns', type=int, default=10)
+  add('--steps', type=int, default=10, help='steps in a turn')
+  return parser.parse_args()
+
+
+def _bare(
+  model: Any, optimizer: Any, dataset: Any, guard: Any, steps: int
+) -> Callable[[], float]:
+  """A function that runs the compiled step so often, and returns seconds."""
+  partitioner = training.Partitioner()
+  with partitioner.context():
+    layout = initialization.make_layout(
+      model, optimizer, dataset, partitioner, guard
+    )
+    state = initialization.initial_state(
+      model, optimizer, dataset, partitioner, layout, 0
+    )
+    step, empty_window = initialization.compile_step(
+      model, optimizer, dataset, partitioner, layout, 1, 0, guard
+    )
+    memory = initialization.empty_guard(layout, partitioner)()
+    batch = jax.device_put(dataset.batch(0), partitioner.batch_sharding)
+  state = state.replace(guard=memory)
+
+  def run() -> float:
+    nonlocal state
+    window = empty_window()
+    start = time.perf_counter()
+    for _ in range(steps):
+      state, window, report = step(state, window, batch)
+    report.block_until_ready()
+    return time.perf_counter() - start
+
+  return run
+
+
+def _print(
+  shape: shapes.Shape,
+  flags: argparse.Namespace,
+  times: dict[str, list[float]],
+  quiet: list[float],
+  saving: list[float],
+) -> None:
+  bare = statistics.median(times['bare'])
+  loop = _ratios(quiet, times['bare'][1::2])
+  guard = _ratios(times['bare'], times['plain'])
+  stalls = [
+    (a - b) / (bare / flags.steps) for a, b in zip(saving, quiet, strict=False)
+  ]
+  print(f'{flags.shape}: {shape}, bare step {1e3 * bare / flags.steps:.1f} ms')
+  print('| what | median | smallest | largest |')
+  print('| --- | --- | --- | --- |')
+  rows = {'loop': loop, 'guard': guard, 'save, in steps': stalls}
+  for name, values in rows.items():
+    print(
+      f'| {name} | {statistics.median(values):.3f} | {min(values):.3f}'
+      f' | {max(values):.3f} |'
+    )
+
+
+def _ratios(ours: list[float], bare: list[float]) -> list[float]:
+  return [a / b for a, b in zip(ours, bare, strict=False)]
+
+
+if __name__ == '__main__':
+  main()
