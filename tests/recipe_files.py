@@ -35,7 +35,7 @@ SHRUNK = {
   'NUM_BUCKETS': 8,
   'MAX_DISTANCE': 16,
   'modules.PositionConfig.max_length': 4 * LENGTH,
-  'modules.PositionConfig.relative_stddev': 0.5,
+  'modules.PositionConfig.neighbour_bias': 0.0,
   'modules.TransformerConfig.init_stddev': 0.02,
   'modules.TransformerConfig.embed_dim': 8,
   'modules.TransformerConfig.num_heads': 2,
