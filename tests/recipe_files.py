@@ -35,7 +35,7 @@ SHRUNK = {
   'NUM_BUCKETS': 8,
   'MAX_DISTANCE': 16,
   'modules.PositionConfig.max_length': 4 * LENGTH,
-  'modules.PositionConfig.relative_stddev': 0.5,
+  'modules.PositionConfig.neighbour_bias': 0.0,
   'modules.TransformerConfig.init_stddev': 0.02,
   'modules.TransformerConfig.embed_dim': 8,
   'modules.TransformerConfig.num_heads': 2,
@@ -116,10 +116,9 @@ def load(*names: str) -> Recipe:
 def plan(name: str):
   """The `training.Plan` of a recipe at its own size, as precompile reads it."""
   with gin_loading._own_configuration():
-    for path in (ROOT, CONFIGS):
-      gin.add_config_file_search_path(str(path))
+    gin.add_config_file_search_path(str(ROOT))
     for file in ('runs/precompile.gin', name):
-      gin.parse_config_file(file)
+      gin.parse_config_file(str(CONFIGS / file))
     return gin.get_configurable('training.Plan')()
 
 
