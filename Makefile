@@ -11,6 +11,7 @@
 PYTHON ?=
 EXTRAS ?=
 PYTEST_FLAGS ?=
+KILLS ?=
 ARGS ?=
 
 VENV := .venv
@@ -27,6 +28,7 @@ help:
 	@sed -n 's/^# \{0,1\}\(make .*\)/\1/p; s/^# \(An.*:.*\)/\1/p' Makefile
 	@echo 'make test-slow    the tests that take minutes each'
 	@echo 'make fault-test   kills, broken disks and NaNs; prints a table'
+	@echo 'make fault-test KILLS=200   and a run is killed so often, at random'
 	@echo 'make lint         ruff check and format check;  make format mends'
 	@echo 'make clean        remove .venv, caches and runs/quickstart'
 
@@ -64,10 +66,13 @@ test-slow: $(INSTALLED_TEST)
 	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
 
 fault-test: $(INSTALLED_TEST)
-	$(BIN)/python -m pytest -s -m slow tests/end_to_end/faults_test.py $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -m slow tests/end_to_end/faults_test.py \
+	  tests/end_to_end/recipe_faults_test.py $(PYTEST_FLAGS)
+	$(if $(KILLS),$(BIN)/python tests/end_to_end/kills.py \
+	  --folder=.cache/kills --kills=$(KILLS))
 
 docs: $(VENV)/.installed-docs
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 lint: $(INSTALLED_TEST)
 	$(BIN)/ruff check .

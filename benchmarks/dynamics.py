@@ -24,24 +24,29 @@ from metro_jax.data import command_line
 from metro_jax.plot import Panel
 
 SMALLER = {
-  'VOCAB_SIZE': 512,
+  'VOCAB_SIZE': 1024,
   'LENGTH': 32,
-  'TRAIN_STEPS': 400,
-  'WARMUP_STEPS': 40,
+  'TRAIN_STEPS': 800,
+  'WARMUP_STEPS': 50,
   'STATS_PERIOD': 20,
-  'EVAL_PERIOD': 50,
-  'EVAL_STEPS': 4,
-  'CHECKPOINT_PERIOD': 400,
+  'EVAL_PERIOD': 100,
+  'EVAL_STEPS': 8,
+  'CHECKPOINT_PERIOD': 800,
   'modules.TransformerConfig.embed_dim': 64,
   'modules.TransformerConfig.mlp_dim': 256,
   'modules.TransformerConfig.num_layers': 2,
 }
-AUXILIARY = 'mlm_auxiliary'  # What the rows of Fast-ELECTRA read.
+# Detection alone is learnt later. The frozen auxiliary is that of the METRO-LM
+# run with the same seed, whose positions must be the same.
+FAST = {
+  'TRAIN_STEPS': 2000,
+  'CHECKPOINT_PERIOD': 2000,
+  'modules.PositionConfig.reset_cls': True,
+}
 
 ROWS = {
   'metro_lm': ('metro_lm/tiny.gin',),
   'amos': ('amos/tiny.gin',),
-  AUXILIARY: ('mlm/tiny_auxiliary.gin',),
   'fast_electra': ('fast_electra/tiny.gin',),
   'fixed_auxiliary': (
     'fast_electra/tiny.gin',
@@ -114,15 +119,17 @@ def runs(
   output: pathlib.Path, seeds: Sequence[int], bindings: Sequence[str]
 ) -> list[ablate.Run]:
   """All of them, the first seed of each row before the second of any."""
-  smaller = [f'--gin.{name}={value}' for name, value in SMALLER.items()]
   every = []
   for seed in seeds:
-    auxiliary = output / AUXILIARY / f'seed_{seed}'
+    auxiliary = output / 'metro_lm' / f'seed_{seed}'
     for row, files in ROWS.items():
-      words = [*smaller, *bindings]
-      if files[0].startswith('fast_electra') and row != 'uniform':
-        words.append(f'--gin.AUX_CHECKPOINT_PATH={auxiliary}')
-      every.append(ablate.run_of(row, files, words, seed, output))
+      own = SMALLER
+      if files[0].startswith('fast_electra'):
+        own = own | FAST
+        if row != 'uniform':
+          own = own | {'AUX_CHECKPOINT_PATH': auxiliary}
+      words = [f'--gin.{name}={value}' for name, value in own.items()]
+      every.append(ablate.run_of(row, files, [*words, *bindings], seed, output))
   return every
 
 

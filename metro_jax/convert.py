@@ -60,7 +60,10 @@ def _parser() -> argparse.ArgumentParser:
   add(
     '--format',
     default='auto',
-    choices=('auto', 'electra', 'bert', 't5', 'native'),
+    choices=(
+      *('auto', 'electra', 'bert', 't5'),
+      *('electra_classifier', 'bert_classifier', 'native'),
+    ),
     help='default: the first of them that fits',
   )
   add('--step', type=int, help='checkpoint to use (default: the newest)')

@@ -127,10 +127,17 @@ def _big_updates(history: History) -> str | None:
       f'a step changes {name.split("/")[1]} by {now:.0%} of its size: the'
       ' learning rate is too high'
     )
-  return None
+  # Updates of a constant size look small when the parameters have blown up.
+  now = history.recent('param_norm')
+  if now is None or now < _BLOWN_UP * history.first('param_norm'):
+    return None
+  return (
+    f'the parameters are {now / history.first("param_norm"):.0f} times as large'
+    ' as at the first log line: the learning rate is too high'
+  )
 
 
-_BIG_UPDATE = 0.2
+_BIG_UPDATE, _BLOWN_UP = 0.2, 10.0
 
 
 def _often_refused(history: History) -> str | None:

@@ -107,6 +107,8 @@ def read(path: pathlib.Path) -> list[tuple[str, str]]:
   pairs = [(r['sentence_good'], r['sentence_bad']) for _, r in rows]
   if not pairs:
     raise UserError(f'{path} is empty')
+  if not all(isinstance(text, str) for pair in pairs for text in pair):
+    raise UserError(f'{path}: sentence_good and sentence_bad must be texts')
   return pairs
 
 

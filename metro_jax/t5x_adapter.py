@@ -11,7 +11,7 @@ so are the losses.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -20,26 +20,27 @@ import jax.numpy as jnp
 import numpy as np
 from clu import metrics as clu_metrics
 from clu import values
-from clu.data import dataset_iterator
 from flax import serialization, struct, traverse_util
-from flax.core import unfreeze
+from flax.core import freeze, unfreeze
 from flax.linen import partitioning as flax_partitioning
 
 from metro_jax import metrics as metrics_lib
 from metro_jax.models.base import Batch, Metrics, Model, Params
-from metro_jax.training import partitioning, prefetch
+from metro_jax.training import checks, partitioning, prefetch, restore
 from metro_jax.training.optimizers import Optimizer
-from metro_jax.training.state import unbox
+from metro_jax.training.partial import PartialCheckpoint
+from metro_jax.training.state import TrainState, unbox
 
 try:
   from t5x import models as t5x_models
   from t5x import optimizers as t5x_optimizers
   from t5x import partitioning as t5x_partitioning
   from t5x import trainer as t5x_trainer
+  from t5x import utils as t5x_utils
 except ImportError as error:
   raise ImportError(
-    'metro_jax.t5x_adapter needs T5X, which is not on PyPI:'
-    " pip install 'metro-jax[t5x]' fetches it from its repository; docs/t5x.md"
+    'metro_jax.t5x_adapter needs T5X, which is not on PyPI: in a checkout,'
+    " pip install -e '.[t5x]' fetches it from its repository; docs/t5x.md"
   ) from error
 
 _STEP, _DIVISOR = 'train_step', 'divisor/'
@@ -175,21 +176,34 @@ class T5XModel(t5x_models.BaseModel):
     loss, metrics = self.model.loss_fn(params, batch, rng, 0, train=False)
     return loss, _for_t5x(metrics)
 
+  def predict_batch(
+    self, params: Params, batch: Batch, rng: jax.Array | None = None
+  ) -> jax.Array:
+    """Tokens [batch, length] with the masked ones filled in."""
+    del rng
+    tokens = batch['encoder_input_tokens']
+    fill = self.model.predict_batch(params, batch, mode='fill', top_k=1)
+    rows, length = tokens.shape
+    # A slot that is not in use points behind the row.
+    places = jnp.where(fill.weights > 0, fill.positions, length)
+    filled = tokens.at[jnp.arange(rows)[:, None], places]
+    return filled.set(fill.ids[:, :, 0], mode='drop')
+
   def predict_batch_with_aux(
     self, params: Params, batch: Batch, rng: jax.Array | None = None
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """p(replaced) of every token [batch, length]."""
-    del rng
-    return self.model.predict_batch(params, batch, mode='detect'), {}
+    """As `predict_batch`, and p(replaced) of those tokens [batch, length]."""
+    tokens = self.predict_batch(params, batch, rng)
+    filled = {'encoder_input_tokens': tokens}
+    p_replaced = self.model.predict_batch(params, filled, mode='detect')
+    return tokens, {'p_replaced': p_replaced}
 
   def score_batch(
     self, params: Params, batch: Batch, return_intermediates: bool = False
   ) -> jax.Array:
-    """Mean p(replaced) of each row's tokens, float32 [batch]."""
+    """Log-probability of what was masked in each row, float32 [batch]."""
     del return_intermediates
-    p = self.model.predict_batch(params, batch, mode='detect')
-    valid = batch['encoder_segment_ids'] > 0
-    return jnp.sum(p, axis=1) / jnp.maximum(jnp.sum(valid, axis=1), 1)
+    return self.model.predict_batch(params, batch, mode='score')
 
 
 class Trainer(t5x_trainer.Trainer):
@@ -201,6 +215,8 @@ class Trainer(t5x_trainer.Trainer):
     """Takes T5X's arguments, and batches by step in place of its iterator."""
     super().__init__(**arguments)
     self._dataset = dataset
+    if dataset is not None and jax.process_index() == 0:
+      dataset.save_assets(arguments['summary_dir'])
 
   def train(
     self, batch_iter: Any, num_steps: int, start_step: int | None = None
@@ -284,16 +300,42 @@ class Partitioner(t5x_partitioning.PjitPartitioner):
     tree = traverse_util.unflatten_dict(flat, sep='/')
     return axes.restore_state(tree)
 
-  def partition(self, fn: Any, *arguments: Any, **more: Any) -> Any:
-    """See T5X."""
-    return _InMesh(super().partition(fn, *arguments, **more), self)
+  def partition(
+    self,
+    fn: Any,
+    in_axis_resources: Any,
+    out_axis_resources: Any,
+    static_argnums: int | Sequence[int] = (),
+    donate_argnums: int | Sequence[int] = (),
+  ) -> '_InMesh':
+    """See T5X, whose pjit takes partition specs under its own context only."""
+    jitted = jax.jit(
+      fn,
+      in_shardings=self._shardings(in_axis_resources),
+      out_shardings=self._shardings(out_axis_resources),
+      static_argnums=static_argnums,
+      donate_argnums=donate_argnums,
+    )
+    return _InMesh(jitted, self)
+
+  def _shardings(self, axes: Any) -> Any:
+    """Specs as shardings; T5X's None is an array that every device holds."""
+
+    def leaf(x: Any) -> bool:
+      return x is None or isinstance(x, jax.sharding.PartitionSpec)
+
+    def sharding(spec: Any) -> jax.sharding.NamedSharding:
+      spec = jax.sharding.PartitionSpec() if spec is None else spec
+      return jax.sharding.NamedSharding(self.mesh, spec)
+
+    return jax.tree.map(sharding, axes, is_leaf=leaf)
 
 
 class _InMesh:
   """A partitioned function that is traced under the mesh and the rules."""
 
   def __init__(self, function: Any, partitioner: Partitioner):
-    self._function = function._pjitted_fn
+    self._function = function
     self._partitioner = partitioner
 
   def _under(self, call: Any, *arguments: Any, **more: Any) -> Any:
@@ -310,77 +352,33 @@ class _InMesh:
     return self._under(self._function.lower, *arguments, **more)
 
 
-class Batches(dataset_iterator.DatasetIterator):
-  """The batches of a dataset, for T5X to learn their shapes from."""
+class Initializer(t5x_utils.TrainStateInitializer):
+  """T5X's fresh state, with parameters from runs of this project in it."""
 
   def __init__(
-    self, dataset: prefetch.Dataset, rows: slice, steps: int | None = None
+    self,
+    *,
+    dataset: prefetch.Dataset | None = None,
+    initial_checkpoint_path: str | None = None,
+    partial_checkpoint: PartialCheckpoint | None = None,
+    **arguments: Any,
   ):
-    """Takes the rows of this host, and how many batches to end after."""
-    self._dataset, self._rows, self._steps = dataset, rows, steps
-    self.reset()
+    """Takes T5X's arguments, and what `training.train` has of these names."""
+    super().__init__(**arguments)
+    self._dataset, self._path = dataset, initial_checkpoint_path
+    self._partial = partial_checkpoint
 
-  def reset(self) -> None:
-    """Back to the first batch."""
-    self._step = 0
-
-  def __iter__(self) -> 'Batches':
-    # T5X iterates once for each evaluation.
-    if self._steps is not None:
-      self.reset()
-    return self
-
-  def __next__(self) -> dict[str, np.ndarray]:
-    if self._steps is not None and self._step >= self._steps:
-      raise StopIteration
-    self._step += 1
-    return dict(self._dataset.batch(self._step - 1, self._rows))
-
-  @property
-  def element_spec(self) -> dict[str, dataset_iterator.ArraySpec]:
-    """Shapes of this host's part of a batch."""
-    return {
-      name: dataset_iterator.ArraySpec(x.dtype, x.shape)
-      for name, x in self._dataset.batch(0, self._rows).items()
-    }
-
-  def save(self, filename: Any) -> None:
-    """Nothing: a batch is a function of the step."""
-
-  restore = save
-
-
-def get_dataset(
-  cfg: Any,
-  shard_id: int,
-  num_shards: int,
-  feature_converter_cls: Any,
-  *,
-  dataset: prefetch.Dataset,
-  steps: int | None = None,
-  **unused: Any,
-) -> Batches:
-  """`get_dataset_fn` of T5X for a dataset of this project."""
-  del cfg, feature_converter_cls, unused
-  rows = dataset.batch_size // num_shards
-  part = slice(shard_id * rows, (shard_id + 1) * rows)
-  return Batches(dataset, part, steps)
-
-
-def get_eval_datasets(
-  cfg: Any,
-  shard_id: int,
-  num_shards: int,
-  eval_steps: int,
-  feature_converter_cls: Any,
-  *,
-  dataset: prefetch.Dataset,
-  **unused: Any,
-) -> dict[str, Batches]:
-  """`train_eval_get_dataset_fn` of T5X for a dataset of this project."""
-  of_host = (cfg, shard_id, num_shards, feature_converter_cls)
-  batches = get_dataset(*of_host, dataset=dataset, steps=eval_steps, **unused)
-  return {'validation': batches}
+  def from_scratch(self, init_rng: jax.Array) -> Any:
+    """See T5X."""
+    fresh = super().from_scratch(init_rng)
+    state = TrainState(fresh.step, unfreeze(fresh.params), ())
+    if self._path:
+      folder = restore.find_checkpoint(self._path).parent
+      checks.check_assets(self._dataset, folder)
+      state = restore.load_initial(state, self._path, ('.*',))
+    if self._partial:
+      state = self._partial.load(state, self._dataset)
+    return fresh.replace_params(freeze(state.params))
 
 
 def learning_rate(optimizer: Optimizer) -> Any:

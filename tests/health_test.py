@@ -101,6 +101,15 @@ def test_the_auxiliary_is_too_strong_when_detection_gets_worse():
   assert '0.78, at best 0.90' in found.words
 
 
+def test_parameters_that_blow_up_tell_of_a_high_learning_rate():
+  lines = planted(param_norm=lambda u: 100 * min(1 + 60 * u, 30))
+  (found,) = health.findings(lines, STEPS)
+  assert found.name == 'updates too big'
+  assert 'times as large' in found.words and 'rate is too high' in found.words
+  # In a long run they grow by right.
+  assert not health.findings(planted(param_norm=lambda u: 100 + 700 * u), STEPS)
+
+
 def test_an_auxiliary_that_does_not_learn_is_too_weak():
   lines = planted(**{'loss/mlm': 8.0})
   (found,) = health.findings(lines, STEPS)

@@ -69,6 +69,7 @@ ALLOWED = {
     'metro_jax.training',
     'metro_jax.data.seqio_features',
   },
+  'metro_jax.t5x_data': {'metro_jax.training'},
   'metro_jax.training': {
     'metro_jax.training',
     'metro_jax.models.base',
@@ -84,7 +85,11 @@ ALLOWED = {
 # Third-party packages that only these places may name.
 CONFINED = {
   'gin': ('metro_jax.cli', 'metro_jax.gin_registration'),
-  'clu': ('metro_jax.training.summaries', 'metro_jax.t5x_adapter'),
+  'clu': (
+    'metro_jax.training.summaries',
+    'metro_jax.t5x_adapter',
+    'metro_jax.t5x_data',
+  ),
   'seqio': ('metro_jax.data', 'tasks'),
   'tensorflow': ('metro_jax.data', 'tasks'),
   'tensorflow_datasets': ('metro_jax.data', 'tasks'),

@@ -19,6 +19,8 @@ CONFIGS = ROOT / 'gin_configs'
 PARTS = ('runs', 'models', 'sizes', 'ablations', 'finetune', 't5x')
 FAMILIES = ('amos', 'coco_lm', 'electra', 'fast_electra', 'metro_lm',
             'metro_t5', 'mlm', 't5')  # fmt: skip
+# What sizes/ set for all families, and some have no use for.
+OF_SIZES = {'AUX_LAYERS', 'RTD_WEIGHT', 'NUM_BUCKETS', 'MAX_DISTANCE'}
 VOCAB, LENGTH = pretrain_models.VOCAB, pretrain_models.LENGTH
 
 SHRUNK = {
@@ -29,9 +31,12 @@ SHRUNK = {
   'TRAIN_STEPS': 4,
   'WARMUP_STEPS': 1,
   'DTYPE': '"float32"',
+  'DROPOUT_RATE': 0.1,
   'NUM_BUCKETS': 8,
   'MAX_DISTANCE': 16,
   'modules.PositionConfig.max_length': 4 * LENGTH,
+  'modules.PositionConfig.neighbour_bias': 0.0,
+  'modules.TransformerConfig.init_stddev': 0.02,
   'modules.TransformerConfig.embed_dim': 8,
   'modules.TransformerConfig.num_heads': 2,
   'modules.TransformerConfig.mlp_dim': 16,
@@ -96,8 +101,7 @@ def load(*names: str) -> Recipe:
     gin.add_config_file_search_path(str(ROOT))
     for name in ('runs/pretrain.gin', *names):
       gin.parse_config_file(str(CONFIGS / name))
-    # sizes/ sets the depth of an auxiliary, which T5 has not.
-    assert _unread_macros() <= {'AUX_LAYERS'}
+    assert _unread_macros() <= OF_SIZES
     rows = _bound('TokenDataset')
     full = _built('MODEL')
     _bind(SHRUNK)

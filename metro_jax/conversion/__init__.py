@@ -13,6 +13,7 @@ from metro_jax import data
 from metro_jax.conversion import (
   bert,
   card,
+  classifiers,
   coco_lm,
   electra,
   folders,
@@ -29,11 +30,14 @@ from metro_jax.data.tokenizer_vocabulary import TokenizerVocabulary
 from metro_jax.errors import UserError
 
 # In the order in which a format is looked for.
-FORMATS = {m.NAME: m for m in (electra, bert, t5, native)}
+_CLASSIFIERS = (classifiers.ELECTRA, classifiers.BERT)
+FORMATS = {m.NAME: m for m in (electra, bert, t5, *_CLASSIFIERS, native)}
 # By the model_type of config.json.
 _READABLE = {
-  a.MODEL_TYPE: a for a in (*FORMATS.values(), metro_t0)
+  a.MODEL_TYPE: a for a in (electra, bert, t5, native, metro_t0)
 } | dict.fromkeys(coco_lm.MODEL_TYPES, coco_lm)
+# By the class that config.json names.
+_FINE_TUNED = {c.ARCHITECTURE: c for c in _CLASSIFIERS}
 
 
 def export_model(
@@ -124,7 +128,7 @@ def read_model(
     architecture, config, tensors = _fairseq(source)
   else:
     config = folders.read_config(source)
-    architecture = _of_type(source, config.get('model_type'))
+    architecture = _architecture(source, config)
     tensors = folders.read_tensors(source)
   model, name_map, tensors = architecture.restore(
     str(source), config, tensors, dtype
@@ -162,7 +166,11 @@ def _choose(model: Any, format_: str) -> str:
   return fitting[0]
 
 
-def _of_type(source: pathlib.Path, kind: Any) -> Any:
+def _architecture(source: pathlib.Path, config: dict[str, Any]) -> Any:
+  for name in config.get('architectures') or ():
+    if name in _FINE_TUNED:
+      return _FINE_TUNED[name]
+  kind = config.get('model_type')
   if kind not in _READABLE:
     raise UserError(
       f'{source}/config.json: model_type {kind!r} is not one of'

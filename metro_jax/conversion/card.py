@@ -6,7 +6,18 @@ import pathlib
 from metro_jax import __version__
 from metro_jax.conversion.model_dirs import Trained
 
+
+def _classifier(kind: str) -> str:
+  return (
+    f'from transformers import AutoTokenizer, {kind}ForSequenceClassification'
+    "\n\ntokenizer = AutoTokenizer.from_pretrained('.')\n"
+    f"model = {kind}ForSequenceClassification.from_pretrained('.')"
+  )
+
+
 _LOADERS = {
+  'electra_classifier': _classifier('Electra'),
+  'bert_classifier': _classifier('Bert'),
   'electra': (
     'from transformers import AutoTokenizer, ElectraForPreTraining\n\n'
     "tokenizer = AutoTokenizer.from_pretrained('.')\n"

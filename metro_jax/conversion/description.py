@@ -8,13 +8,18 @@ do nothing else.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from metro_jax import models, modules, pretrain
+from metro_jax import finetune, models, modules, pretrain
 from metro_jax.errors import UserError
 
-_PACKAGES = {'models': models, 'modules': modules, 'pretrain': pretrain}
+_PACKAGES = {
+  'finetune': finetune,
+  'models': models,
+  'modules': modules,
+  'pretrain': pretrain,
+}
 _CLASSES = {
   f'{package}.{name}': value
   for package, module in _PACKAGES.items()
@@ -22,6 +27,8 @@ _CLASSES = {
   if isinstance(value, type) and dataclasses.is_dataclass(value)
 }
 _NAMES = {value: name for name, value in _CLASSES.items()}
+# The one key of a mapping, which is no class.
+_MAPPING = 'mapping'
 # Flax's own fields.
 _OF_FLAX = ('parent', 'name')
 
@@ -34,6 +41,8 @@ def describe(value: Any) -> Plain:
     return [describe(x) for x in value]
   if value is None or isinstance(value, bool | int | float | str):
     return value
+  if isinstance(value, Mapping):
+    return {_MAPPING: {str(k): describe(x) for k, x in value.items()}}
   name = _NAMES.get(type(value))
   if name is None:
     raise UserError(
@@ -60,6 +69,8 @@ def build(plain: Plain, source: str) -> Any:
     return tuple(build(x, source) for x in plain)
   if not isinstance(plain, dict):
     return plain
+  if isinstance(plain.get(_MAPPING), dict):
+    return {k: build(x, source) for k, x in plain[_MAPPING].items()}
   arguments = {str(k): v for k, v in plain.items() if k != 'class'}
   kind = _CLASSES.get(plain.get('class'))
   if kind is None:
@@ -96,6 +107,10 @@ def _bind(plain: Plain, scope: str, lines: list[str]) -> str:
     return f'({", ".join(items)}{"," if len(items) == 1 else ""})'
   if not isinstance(plain, dict):
     return repr(plain)
+  if _MAPPING in plain:
+    found = plain[_MAPPING].items()
+    items = [f'{k!r}: {_bind(x, f"{scope}_{k}", lines)}' for k, x in found]
+    return f'{{{", ".join(items)}}}'
   target = f'{scope}/{plain["class"]}'
   own = [
     f'{target}.{name} = {_bind(x, f"{scope}_{name}", lines)}'

@@ -25,14 +25,20 @@ _EMBEDDINGS = 'electra.embeddings'
 _OF = {'token': 'token/', 'position': 'position/', 'norm': 'norm/'}
 
 
-def _encoder_rules(config: TransformerConfig, ours: str) -> list[Rule]:
+def encoder_rules(
+  config: TransformerConfig, ours: str, theirs: str = MODEL_TYPE
+) -> list[Rule]:
+  """The rules of a stack, and of what widens the embeddings before it."""
   project = []
   if config.table_width != config.embed_dim:
     project = rules.dense(
-      f'{ours}/embed_projection', 'electra.embeddings_project'
+      f'{ours}/embed_projection', f'{theirs}.embeddings_project'
     )
   layers = rules.layers(
-    config.num_layers, f'{ours}/stack', 'electra.encoder.layer.{i}', bert.LAYER
+    config.num_layers,
+    f'{ours}/stack',
+    f'{theirs}.encoder.layer.{{i}}',
+    bert.LAYER,
   )
   return project + layers
 
@@ -43,7 +49,7 @@ def main_map(config: TransformerConfig) -> rules.NameMap:
   return rules.NameMap(
     (
       *bert.embedding_rules('embedder', _EMBEDDINGS),
-      *_encoder_rules(config, 'main'),
+      *encoder_rules(config, 'main'),
       *rules.dense('rtd_head/dense', f'{head}.dense'),
       Rule(
         'rtd_head/output/kernel',
@@ -73,7 +79,7 @@ def auxiliary_map(config: TransformerConfig, share: Any) -> rules.NameMap:
   return rules.NameMap(
     (
       *(owner(rule) for rule in embedding),
-      *_encoder_rules(config, 'auxiliary/encoder'),
+      *encoder_rules(config, 'auxiliary/encoder'),
       *rules.dense('auxiliary/mlm_head/dense', 'generator_predictions.dense'),
       *rules.norm('auxiliary/mlm_head/norm', 'generator_predictions.LayerNorm'),
       Rule('auxiliary/mlm_head/bias', f'{head}.bias'),

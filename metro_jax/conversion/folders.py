@@ -110,7 +110,7 @@ def _read_bin(path: pathlib.Path) -> Tensors:
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
   try:
     value = json.loads(path.read_text(encoding='utf-8'))
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     raise UserError(f'{path}: cannot be read ({error})') from error
   if not isinstance(value, dict):
     raise UserError(f'{path}: is not a JSON object')

@@ -23,6 +23,7 @@ _IMPORTS = """\
 from __gin__ import dynamic_registration
 
 import metro_jax.gin_registration
+from metro_jax import finetune
 from metro_jax import models
 from metro_jax import modules
 from metro_jax import pretrain

@@ -3,8 +3,9 @@
 
 A pickle is a program. This reader knows the dozen names that tensors are made
 of and nothing else: any other class becomes an inert `Opaque` (fairseq keeps
-its settings beside the weights), and what would be called is not called. It
-needs no PyTorch. Both forms are read: the zip archive, and the older sequence
+its settings beside the weights), and what would be called is not called. A file
+that names what no checkpoint needs, such as os.system, is refused. It needs no
+PyTorch. Both forms are read: the zip archive, and the older sequence
 of pickles.
 """
 
@@ -13,6 +14,7 @@ import io
 import math
 import pathlib
 import pickle
+import sys
 import zipfile
 from collections.abc import Callable
 from typing import Any
@@ -33,6 +35,16 @@ _DTYPES = {
   'CharStorage': np.int8,
   'ByteStorage': np.uint8,
   'BoolStorage': np.bool_,
+}
+# Of the standard library, what settings are made of; Python 2's names, too.
+_HARMLESS = {
+  *('argparse', 'collections', 'copyreg', 'copy_reg', 'datetime', 'decimal'),
+  *('enum', 'fractions', 'pathlib', 'typing', 'uuid', '_codecs'),
+}
+_BUILTIN = ('builtins', '__builtin__')
+_BUILTIN_TYPES = {
+  *('bool', 'bytearray', 'bytes', 'complex', 'dict', 'float', 'frozenset'),
+  *('int', 'list', 'object', 'range', 'set', 'slice', 'str', 'tuple'),
 }
 # The first of the older form's pickles.
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -112,6 +124,14 @@ _KNOWN = {
 }
 
 
+def _runs_code(module: str, name: str) -> bool:
+  """Whether a name is one of Python's own that settings are not made of."""
+  root = module.partition('.')[0]
+  if root in _BUILTIN:
+    return name not in _BUILTIN_TYPES
+  return root in sys.stdlib_module_names and root not in _HARMLESS
+
+
 class _Reader(pickle.Unpickler):
   """An unpickler that can make tensors, plain containers and `Opaque`s."""
 
@@ -122,6 +142,11 @@ class _Reader(pickle.Unpickler):
   def find_class(self, module: str, name: str) -> Any:
     if module in ('torch', 'torch.storage') and name in _DTYPES:
       return _DTYPES[name]
+    if _runs_code(module, name):
+      raise pickle.UnpicklingError(
+        f'it names {module}.{name}, which no checkpoint needs and which could'
+        ' run code elsewhere'
+      )
     return _KNOWN.get((module, name), Opaque)
 
   def persistent_load(self, place: Any) -> _Storage:
@@ -149,18 +174,10 @@ def load(path: pathlib.Path) -> Any:
     if zipfile.is_zipfile(path):
       return _arrays(_load_zip(path))
     return _arrays(_load_old(path))
-  except (
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    ValueError,
-    KeyError,
-    IndexError,
-    TypeError,
-    AttributeError,
-    EOFError,
-  ) as error:
+  except Exception as error:  # A broken pickle or archive may raise anything.
+    why = ' '.join(str(error).split()) or type(error).__name__
     raise UserError(
-      f'{path}: cannot be read as a PyTorch checkpoint ({error})'
+      f'{path}: cannot be read as a PyTorch checkpoint ({why})'
     ) from error
 
 

@@ -1,16 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """The text of registered SeqIO tasks, for vocabularies and token caches."""
 
+import functools
 import inspect
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import seqio
 import tensorflow as tf
 
+from metro_jax.data import files
 from metro_jax.errors import UserError
 
+T = TypeVar('T')
+
+# Share of a task's files (TFRecords, of most) that may be broken. What can be
+# read of them is used.
+BROKEN_FRACTION = 0.01
 # TensorFlow only reads text here; the accelerators are JAX's.
 tf.config.set_visible_devices([], 'GPU')
 
@@ -49,17 +56,41 @@ def _task_documents(task: seqio.Task, split: str) -> Iterator[str]:
       f'corpus {task.name}: no split {split!r}, it has'
       f' {", ".join(sorted(task.splits))}'
     )
+  shards = _prepared(task, lambda: list(task.source.list_shards(split)))
+  broken, allowed = 0, int(BROKEN_FRACTION * len(shards))
+  for index, shard in enumerate(shards):
+    info = seqio.ShardInfo(index, len(shards)) if len(shards) > 1 else None
+    read = functools.partial(
+      task.source.get_dataset, split=split, shuffle=False, shard_info=info
+    )
+    try:
+      yield from _texts(task, _prepared(task, read))
+    except tf.errors.DataLossError as error:
+      broken += 1
+      what = f'corpus {task.name}: {shard} is broken ({_line(error.message)})'
+      if broken > allowed:
+        raise UserError(
+          f'{what}; of {len(shards)} files {allowed} may be: prepare it anew'
+        ) from error
+      files.say(f'warning: {what}: the rest of it is left out')
+
+
+def _prepared(task: seqio.Task, read: Callable[[], T]) -> T:
+  """What is read of a source, or a UserError that says how to prepare it."""
   try:
-    dataset = task.source.get_dataset(split=split, shuffle=False)
+    return read()
+  except UserError:
+    raise
   except Exception as error:  # TFDS raises many kinds; all mean "prepare it".
-    if isinstance(error, UserError):
-      raise
+    why = _line(str(error)) or repr(error)
     raise UserError(
-      f'corpus {task.name}: cannot be read'
-      f' ({str(error).strip().splitlines()[0] if str(error) else error!r});'
+      f'corpus {task.name}: cannot be read ({why});'
       ' prepare it with TFDS (docs/data.md has the commands) and point'
       ' TFDS_DATA_DIR or --tfds_data_dir at it'
     ) from error
+
+
+def _texts(task: seqio.Task, dataset: tf.data.Dataset) -> Iterator[str]:
   for preprocessor in task.preprocessors:
     if _tokenises(preprocessor):
       break
@@ -74,6 +105,10 @@ def _task_documents(task: seqio.Task, split: str) -> Iterator[str]:
     if not said:
       raise
     raise UserError(said.group(1)) from error
+
+
+def _line(text: str) -> str:
+  return (text.strip().splitlines() or [''])[0]
 
 
 def _tokenises(preprocessor: Any) -> bool:

@@ -116,7 +116,13 @@ class StreamWriter:
   def _claim(self) -> None:
     path = self.path / _PLAN
     if path.exists():
-      held = json.loads(path.read_text())
+      try:
+        held = dict(json.loads(path.read_text()))
+      except (TypeError, ValueError) as error:
+        raise UserError(
+          f'STREAM_DIR: {path} cannot be read ({error}); delete {self.path},'
+          ' and write it again'
+        ) from error
       different = [k for k in self.plan if held.get(k) != self.plan[k]]
       if different:
         raise UserError(
@@ -216,14 +222,22 @@ class StreamReader:
     others are when they are first used.
     """
     self.path = path
+    try:
+      self._open()
+    except UserError:
+      raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+      raise self._broken(_MANIFEST, f'cannot be read ({error!r})') from error
+
+  def _open(self) -> None:
     self.manifest = self._read_manifest()
-    self.vocabulary = vocabularies.Vocabulary(path)
+    self.vocabulary = vocabularies.Vocabulary(self.path)
     if self.vocabulary.hash != self.manifest['vocabulary']:
       raise self._broken('vocabulary.model', 'is not the one of this stream')
     listed = self.manifest['files']
     self._verified: set[str] = set()
     for name, about in listed.items():
-      file = path / name
+      file = self.path / name
       size = file.stat().st_size if file.exists() else None
       if size != about['bytes']:
         how = 'is missing' if size is None else 'is cut short or has grown'
@@ -255,13 +269,20 @@ class StreamReader:
     wanted = {'files', 'epochs', 'vocabulary', 'rows', 'length', 'slots'}
     if manifest.get('version') != VERSION or wanted - manifest.keys():
       raise self._broken(_MANIFEST, 'was made by another version')
+    for name in ('rows', 'length', 'slots'):
+      if not isinstance(manifest[name], int):
+        raise self._broken(_MANIFEST, f'has no number of {name}')
     return manifest
 
   def array(self, epoch: int | None, number: int) -> np.ndarray:
     """A file's content, memory-mapped; epoch None for the originals."""
     name = shard_name(epoch, number)
     self._verify(name)
-    return np.asarray(np.load(self.path / name, mmap_mode='r'))
+    try:
+      return np.asarray(np.load(self.path / name, mmap_mode='r'))
+    except Exception as error:  # NumPy evaluates headers: anything may happen.
+      how = f'cannot be read ({" ".join(str(error).split())})'
+      raise self._broken(name, how) from error
 
   def verify(self) -> None:
     """Reads every file that has not been read, against its checksum."""

@@ -50,27 +50,36 @@ class TokenCache:
     """
     self.path = pathlib.Path(path)
     try:
-      self.manifest = json.loads((self.path / 'manifest.json').read_text())
-      if self.manifest['version'] != VERSION:
-        raise self._broken('was made by another version')
-      self.offsets = self._load('offsets.npy')
-      self.hashes = self._load('hashes.npy')
-      dtype = np.dtype(self.manifest['dtype'])
-      size = (self.path / 'tokens.bin').stat().st_size
-      if size != self.manifest['tokens'] * dtype.itemsize:
-        raise self._broken('is cut short or has grown (tokens.bin)')
-      self.tokens = np.asarray(
-        np.memmap(self.path / 'tokens.bin', dtype, 'r')
-        if size
-        else np.zeros(0, dtype)
-      )
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-      if isinstance(error, UserError):
-        raise
-      raise self._broken(f'cannot be read ({error})') from error
-    blocks = len(self.manifest['checksums']['tokens.bin'])
+      self._open()
+    except UserError:
+      raise
+    except Exception as error:  # NumPy evaluates headers: anything may happen.
+      why = ' '.join(str(error).split())
+      raise self._broken(f'cannot be read ({why})') from error
+
+  def _open(self) -> None:
+    self.manifest = json.loads((self.path / 'manifest.json').read_text())
+    if self.manifest['version'] != VERSION:
+      raise self._broken('was made by another version')
+    self.offsets = self._load('offsets.npy')
+    self.hashes = self._load('hashes.npy')
+    dtype = np.dtype(self.manifest['dtype'])
+    size = (self.path / 'tokens.bin').stat().st_size
+    blocks = max(1, -(-size // _BLOCK))
+    listed = len(self.manifest['checksums']['tokens.bin'])
+    if dtype not in (np.uint16, np.uint32) or listed != blocks:
+      raise self._broken('was altered (manifest.json)')
+    if size != self.manifest['tokens'] * dtype.itemsize:
+      raise self._broken('is cut short or has grown (tokens.bin)')
+    self.tokens = np.asarray(
+      np.memmap(self.path / 'tokens.bin', dtype, 'r')
+      if size
+      else np.zeros(0, dtype)
+    )
     some = np.linspace(0, blocks - 1, min(blocks, _CHECKED_BLOCKS))
     self.verify(np.unique(some.astype(int)))
+    self.describe()  # Nothing that is asked for later is missing.
+    _ = self.fingerprint
 
   def _load(self, name: str) -> np.ndarray:
     array = np.asarray(np.load(self.path / name, mmap_mode='r'))

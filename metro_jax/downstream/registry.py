@@ -6,10 +6,10 @@ import difflib
 import functools
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from metro_jax.downstream import glue, nli, squad, superglue, text
-from metro_jax.downstream.records import Record, Task
+from metro_jax.downstream.records import Example, Passage, Record, Task
 from metro_jax.errors import UserError
 
 TASKS = {
@@ -18,6 +18,14 @@ TASKS = {
   for task in module.TASKS
 }
 Folder = str | os.PathLike
+# What JSON may hold in the place of what belongs there is without end.
+_OTHER_LAYOUT = (
+  LookupError,
+  TypeError,
+  ValueError,
+  AttributeError,
+  RecursionError,
+)
 
 
 def resolve(task: str | Task, folder: Folder) -> Task:
@@ -66,13 +74,37 @@ def has(task: Task, folder: Folder, split: str) -> bool:
 
 
 def read(task: Task, folder: Folder, split: str) -> Sequence[Record]:
-  """All records of a split."""
-  records = [
-    record
-    for path in paths(task, folder, split)
-    for record in task.read(path, split)
-  ]
+  """All records of a split.
+
+  Raises:
+    UserError: if a file is absent, broken, or of another layout.
+  """
+  records: list[Record] = []
+  for path in paths(task, folder, split):
+    try:
+      found = list(task.read(path, split))
+    except UserError:
+      raise
+    except _OTHER_LAYOUT as error:
+      raise UserError(
+        f'{path}: not in the layout of {task.name}: {error!r}'
+      ) from error
+    for record in found:
+      if not all(isinstance(text, str) for text in _texts(record)):
+        raise UserError(f'{path}: what should be text in {record!r} is none')
+    records += found
   if not records:
     files = ', '.join(map(str, paths(task, folder, split)))
     raise UserError(f'{task.name}: split {split!r} is empty ({files})')
   return records
+
+
+def _texts(record: Record) -> Iterator[str]:
+  """All that a model reads of a record."""
+  if isinstance(record, Example):
+    yield from record.texts
+  elif isinstance(record, Passage):
+    yield from (record.question, record.context)
+    yield from (text for text, _ in record.answers)
+  else:
+    yield from (text for choice in record.choices for text in choice)

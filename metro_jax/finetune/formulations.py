@@ -45,15 +45,19 @@ class Classification:
 
   Attributes:
     classes: how many.
+    activation: of the task layer, 'tanh' or 'gelu'.
   """
 
   classes: int = 2
+  activation: str = 'tanh'
 
   def head(
     self, config: TransformerConfig, dropout_rate: float, name: str
   ) -> nn.Module:
     """One score a class."""
-    return heads.SentenceHead(config, self.classes, dropout_rate, name=name)
+    return heads.SentenceHead(
+      config, self.classes, dropout_rate, self.activation, name=name
+    )
 
   def logits(self, scores: jax.Array, batch: Any) -> jax.Array:
     """[batch, classes]."""

@@ -2,6 +2,7 @@
 """Task layers: hidden states of a row in, scores out, in float32."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,22 +12,29 @@ from metro_jax.modules import Dense, Dropout, TransformerConfig
 from metro_jax.modules.dropout import drop_hidden
 from metro_jax.modules.initializers import normal
 
+_ACTIVATIONS = {
+  'tanh': jnp.tanh,
+  'gelu': functools.partial(nn.gelu, approximate=False),
+}
+
 
 class SentenceHead(nn.Module):
   """Scores of a whole row, from its [CLS].
 
   Dropout, dense, tanh, dropout, linear: the task layer of RoBERTa, COCO-LM
-  and METRO-LM.
+  and METRO-LM; ELECTRA's has GELU in place of tanh.
 
   Attributes:
     config: of the model whose hidden states come in.
     outputs: how many scores.
     dropout_rate: before both layers, 0..1 (METRO-LM Table 11).
+    activation: 'tanh' or 'gelu'.
   """
 
   config: TransformerConfig
   outputs: int
   dropout_rate: float = 0.1
+  activation: str = 'tanh'
 
   @nn.compact
   def __call__(self, h: jax.Array, dropout: Dropout | None) -> jax.Array:
@@ -38,7 +46,8 @@ class SentenceHead(nn.Module):
     """
     dropout = _at_rate(dropout, self.dropout_rate)
     x = drop_hidden(h[:, :1], dropout, 0)
-    x = jnp.tanh(_dense(self.config, h.shape[-1], h.shape[-1], 'dense')(x))
+    x = _dense(self.config, h.shape[-1], h.shape[-1], 'dense')(x)
+    x = _ACTIVATIONS[self.activation](x)
     x = drop_hidden(x, dropout, 1)
     return _dense(self.config, h.shape[-1], self.outputs, 'output')(x)[:, 0]
 

@@ -113,11 +113,12 @@ class FineTuningModel:
 
 
 def with_heads(
-  pretrained: PretrainingModel | TextToTextModel,
+  pretrained: PretrainingModel | TextToTextModel | FineTuningModel,
   tasks: Mapping[str, tuple[str, int]],
   regularizer: PosteriorDifferential | None = None,
   dropout_rate: float = 0.1,
   head_dropout_rate: float = 0.1,
+  head_activation: str = 'tanh',
 ) -> FineTuningModel:
   """Puts task heads on the main model of a pretraining run.
 
@@ -127,20 +128,22 @@ def with_heads(
     regularizer: see `Finetuner`; likewise the rates.
     dropout_rate: of the main model.
     head_dropout_rate: of the task layers.
+    head_activation: of those that classify: 'tanh', or ELECTRA's 'gelu'.
 
   Returns:
     The model.
   """
-  source = getattr(pretrained, 'pretrainer', None)
-  if source is None:
-    source = getattr(pretrained, 'text_to_text', None)
+  parts = ('pretrainer', 'text_to_text', 'finetuner')
+  sources = (getattr(pretrained, part, None) for part in parts)
+  source = next((x for x in sources if x is not None), None)
   if source is None:
     raise UserError(
       f'INITIAL_CHECKPOINT_PATH: a {type(pretrained).__name__} has no encoder'
       ' to fine-tune; give the MODEL_DIR of a pretraining run'
     )
   formulations = {
-    name: _formulation(kind, classes) for name, (kind, classes) in tasks.items()
+    name: _formulation(kind, classes, head_activation)
+    for name, (kind, classes) in tasks.items()
   }
   module = Finetuner(
     source.config,
@@ -153,10 +156,12 @@ def with_heads(
   return FineTuningModel(module)
 
 
-def _formulation(kind: str, classes: int) -> Formulation:
+def _formulation(kind: str, classes: int, activation: str) -> Formulation:
   if kind not in FORMULATIONS:
     raise UserError(
       f'{kind!r} tasks have no head on an encoder; it has {tuple(FORMULATIONS)}'
     )
   formulation: Any = FORMULATIONS[kind]
-  return formulation(classes) if kind == 'classification' else formulation()
+  if kind == 'classification':
+    return formulation(classes, activation)
+  return formulation()

@@ -91,6 +91,16 @@ def hidden_states(outputs: Outputs, source: str, parameter: str) -> jax.Array:
   return h
 
 
+def _with_z_loss(one: losses.TokenLoss, weight: float) -> jax.Array:
+  """A loss that also keeps the softmax's normalizer near 1.
+
+  Plus weight * log(normalizer)^2, which stops logits from drifting (PaLM,
+  Chowdhery et al. 2022, section 5: 1e-4). The normalizer is at hand: this costs
+  nothing.
+  """
+  return one.loss + weight * one.log_normalizer**2 if weight else one.loss
+
+
 @dataclasses.dataclass(frozen=True)
 class MLM:
   """Masked language modelling of the auxiliary: METRO-LM equation 4.
@@ -99,10 +109,12 @@ class MLM:
 
   Attributes:
     weight: factor in the loss.
+    z_loss: see `_with_z_loss`.
   """
 
   name: ClassVar[str] = 'mlm'
   weight: float = 1.0
+  z_loss: float = 0.0
 
   def count(self, masked: MaskedTokens) -> jax.Array:
     """Masked positions."""
@@ -141,7 +153,7 @@ class MLM:
       for name, head in zip(proposal.head_names, heads, strict=False)
     }
     return LossTerm(
-      sum(jnp.sum(head.loss * weights) for head in heads),
+      sum(jnp.sum(_with_z_loss(x, self.z_loss) * weights) for x in heads),
       {
         'auxiliary_accuracy': mean(deepest.predicted == targets, weights),
         # E[-log p(sample)] is the entropy, without a sum over the vocabulary.
@@ -213,6 +225,7 @@ class CorrectiveLM:
       released base configurations of METRO-T5 call a weighted LM loss. The
       head reads where RTD trains it to.
     source: hidden states to read, 'encoder', 'decoder' or 'top'.
+    z_loss: see `_with_z_loss`.
   """
 
   name: ClassVar[str] = 'clm'
@@ -220,6 +233,7 @@ class CorrectiveLM:
   positions: str = 'masked'
   copy: bool = False
   source: str = 'top'
+  z_loss: float = 0.0
 
   def __post_init__(self):
     if self.positions not in ('masked', 'all'):
@@ -248,15 +262,16 @@ class CorrectiveLM:
     if self.positions == 'masked':
       h, detector = masked.gather(h), masked.gather(detector)
       targets = masked.targets
-    loss, _, predicted = losses.token_cross_entropy(
+    one = losses.token_cross_entropy(
       pretrainer.lm_logits(h, corrupted), targets
     )
+    loss = _with_z_loss(one, self.z_loss)
     if self.copy:
       p_replaced = jax.nn.sigmoid(-pretrainer.rtd_logits(detector))
       loss = loss * jax.lax.stop_gradient(p_replaced)
     return LossTerm(
       jnp.sum(loss * weights),
-      {'clm_accuracy': metrics.Mean.of(predicted == targets, weights)},
+      {'clm_accuracy': metrics.Mean.of(one.predicted == targets, weights)},
     )
 
   def _detector_states(

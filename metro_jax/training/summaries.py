@@ -50,7 +50,7 @@ class MetricWriter:
     self._tensorboard: _TensorBoard | None = None
     self._unwritten: list[dict[str, Any]] = []
     lines = read_jsonl(self.path)
-    lines = [line for line in lines if line.get('step', 0) <= resume_step]
+    lines = [line for line in lines if line['step'] <= resume_step]
     self.last_step = max((line['step'] for line in lines), default=None)
     if self._active:
       self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ class EventLog:
     self._notify = notify
     place = (rollbacks, resume_step)
     lines = read_jsonl(self.path)
-    kept = [x for x in lines if (x['rollbacks'], x['step']) <= place]
+    kept = [x for x in lines if _place(x) <= place]
     if jax.process_index() == 0 and len(kept) < len(lines):
       _rewrite(self.path, kept)
 
@@ -128,6 +128,11 @@ class EventLog:
       _append(self.path, {'step': step, 'rollbacks': rollbacks, **event})
     except OSError as error:
       self._notify(f'warning: {self.path} was not written: {error.strerror}')
+
+
+def _place(event: Mapping[str, Any]) -> tuple[int, int]:
+  rollbacks = event.get('rollbacks')
+  return (rollbacks if isinstance(rollbacks, int) else 0, event['step'])
 
 
 class _TensorBoard:
@@ -182,7 +187,7 @@ def record(
   path = pathlib.Path(directory) / FILE
   if jax.process_index() != 0:
     return
-  lines = [line for line in read_jsonl(path) if line.get('step') != step]
+  lines = [line for line in read_jsonl(path) if line['step'] != step]
   lines.append({'step': step, **scalars})
   path.parent.mkdir(parents=True, exist_ok=True)
   _rewrite(path, sorted(lines, key=lambda line: line['step']))
@@ -193,17 +198,22 @@ def record(
 
 
 def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
-  """The whole lines of a metrics file; a torn last line is left out."""
+  """The lines of a metrics file, each with its step.
+
+  What is none, a torn last line or what a disk has spoilt, is left out.
+  """
   try:
-    text = pathlib.Path(path).read_text()
+    text = pathlib.Path(path).read_text(encoding='utf-8', errors='replace')
   except FileNotFoundError:
     return []
   lines = []
-  for line in text.splitlines():
+  for line in text.split('\n'):
     try:
-      lines.append(json.loads(line))
-    except json.JSONDecodeError:
-      break
+      values = json.loads(line)
+    except ValueError:
+      continue
+    if isinstance(values, dict) and isinstance(values.get('step'), int):
+      lines.append(values)
   return lines
 
 

@@ -10,6 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 
+from metro_jax import conversion
 from metro_jax.conversion import pickles
 from metro_jax.errors import UserError
 
@@ -63,17 +64,68 @@ class _Bomb:
 
 
 @pytest.mark.parametrize('zipped', [True, False])
-def test_a_pickle_that_would_run_code_does_not(tmp_path, zipped):
+def test_a_pickle_that_would_run_code_is_refused_and_does_not(tmp_path, zipped):
   target = tmp_path / 'ran'
   path = tmp_path / 'bomb.pt'
   saved = {'model': {'x': torch.ones(2)}, 'args': _Bomb(target)}
   torch.save(saved, path, _use_new_zipfile_serialization=zipped)
-  found = pickles.load(path)
+  with pytest.raises(UserError, match=r'bomb.pt.*\(it names \w+.mkdir, which'):
+    conversion.import_model(path, tmp_path / 'model_dir')
   assert not target.exists()
-  assert isinstance(found['args'], pickles.Opaque)
+  assert not (tmp_path / 'model_dir').exists()
   # The same file does run where it is trusted: the test can fail.
   torch.load(path, weights_only=False)
   assert target.exists()
+
+
+class _Called:
+  """Reduces to a call of a function of this module, which nobody makes."""
+
+  def __reduce__(self):
+    return _touch, ()
+
+
+def _touch():
+  raise AssertionError('called')
+
+
+def test_functions_of_other_packages_are_not_called(tmp_path):
+  torch.save({'x': torch.ones(2), 'args': _Called()}, tmp_path / 'x.pt')
+  found = pickles.load(tmp_path / 'x.pt')
+  assert isinstance(found['args'], pickles.Opaque)
+  assert found['x'].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+  ('name', 'refused'),
+  [
+    ('os.system', True),
+    ('posix.system', True),
+    ('builtins.eval', True),
+    ('__builtin__.exec', True),
+    ('subprocess.Popen', True),
+    ('importlib.import_module', True),
+    ('builtins.getattr', True),
+    ('argparse.Namespace', False),
+    ('builtins.set', False),
+    ('fairseq.dataclass.configs.FairseqConfig', False),
+    ('omegaconf.dictconfig.DictConfig', False),
+  ],
+)
+def test_which_names_are_refused(tmp_path, name, refused):
+  module, _, last = name.rpartition('.')
+  torch.save({'x': torch.ones(1)}, tmp_path / 'x.pt')
+  # Protocol 0: the name, called with no arguments.
+  call = f'(dS"a"\nc{module}\n{last}\n(tRs.'.encode()
+  _rewritten(
+    tmp_path / 'x.pt',
+    lambda file, data: call if file.endswith('data.pkl') else data,
+  )
+  if refused:
+    with pytest.raises(UserError, match=f'it names {name}, which'):
+      pickles.load(tmp_path / 'x.pt')
+  else:
+    assert isinstance(pickles.load(tmp_path / 'x.pt')['a'], pickles.Opaque)
 
 
 def test_settings_of_unknown_classes_are_inert(tmp_path):

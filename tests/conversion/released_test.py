@@ -5,6 +5,8 @@ No released file is at hand: state dicts are made up with the names and shapes
 that the public code gives them.
 """
 
+import re
+
 import conversion_models as tiny
 import numpy as np
 import pytest
@@ -362,3 +364,36 @@ def test_another_fairseq_model_is_refused(tmp_path):
   save_fairseq(tmp_path / 'other.pt', {'encoder.something': np.ones(3)})
   with pytest.raises(UserError, match='neither COCO-LM'):
     conversion.read_model(tmp_path / 'other.pt')
+
+
+def t0_spoilt():
+  return t0_state(), 'decoder.layers.0.fc1.weight'
+
+
+def coco_spoilt():
+  return coco_state(), f'{MAIN}.layers.1.fc1.weight'
+
+
+@pytest.mark.parametrize('build', [coco_spoilt, t0_spoilt])
+@pytest.mark.parametrize(
+  ('spoil', 'message'),
+  [
+    (lambda t, n: t.pop(n), 'lacks {}'),
+    (lambda t, n: t.update({f'{n}_v2': t[n]}), 'has {}_v2, which'),
+    (lambda t, n: t.update({n: t[n][:, :3]}), r'{} .*instead of'),
+    (
+      lambda t, n: t.update({n: t[n] * np.nan}),
+      '{} .*values that are no numbers',
+    ),
+  ],
+  ids=['missing', 'surplus', 'shape', 'nan'],
+)
+def test_what_does_not_fit_is_named_and_nothing_written(
+  tmp_path, build, spoil, message
+):
+  state, name = build()
+  spoil(state, name)
+  save_fairseq(tmp_path / 'x.pt', state)
+  with pytest.raises(UserError, match=message.format(re.escape(name))):
+    conversion.import_model(tmp_path / 'x.pt', tmp_path / 'model_dir')
+  assert not (tmp_path / 'model_dir').exists()

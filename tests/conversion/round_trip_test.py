@@ -194,3 +194,24 @@ def test_rows_follow_the_tokens_of_a_foreign_vocabulary(tmp_path):
     )
     for name, x in one.items():
       np.testing.assert_array_equal(other[name], x, err_msg=name)
+
+
+@pytest.mark.parametrize(
+  ('spoil', 'message'),
+  [
+    (lambda t, n: t.pop(n), 'lacks {}'),
+    (lambda t, n: t.update(extra=t[n]), 'has extra, which'),
+    (lambda t, n: t.update({n: t[n][:3]}), '{} .*instead of'),
+    (lambda t, n: t.update({n: t[n] * np.nan}), '{} .*values that are no'),
+  ],
+  ids=['missing', 'surplus', 'shape', 'nan'],
+)
+def test_a_spoilt_native_folder_is_refused(tmp_path, spoil, message):
+  model = amos_model()
+  name = 'embedder.token.embedding'
+  config, tensors = native.export(model, tiny.random_params(model))['']
+  spoil(tensors, name)
+  folders.write(tmp_path / 'in', config, tensors)
+  with pytest.raises(UserError, match=message.format(name)):
+    conversion.import_model(tmp_path / 'in', tmp_path / 'model_dir')
+  assert not (tmp_path / 'model_dir').exists()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A corrupted stream, and what it was made from."""
+"""A corrupted stream, what it was made from, and the table of faults."""
 
 import pathlib
 
@@ -11,6 +11,35 @@ import pytest
 
 from metro_jax.training import checkpoints
 from metro_jax.training.state import TrainState, unbox
+
+
+@pytest.fixture
+def note(record_property):
+  """note(fault, tried, steps lost, end): a line of the table of faults."""
+
+  def line(fault, tried, lost, end='same to the bit'):
+    record_property('fault', (fault, tried, lost, end))
+
+  return line
+
+
+def pytest_terminal_summary(terminalreporter):
+  """Prints what the tests of this session noted, whichever process ran them."""
+  lines = [
+    value
+    for report in terminalreporter.stats.get('passed', [])
+    for name, value in report.user_properties
+    if name == 'fault'
+  ]
+  if not lines:
+    return
+  terminalreporter.section('faults')
+  rows = [('fault', 'survived', 'lost', 'end')]  # Lost: steps.
+  rows += [(fault, f'{n}/{n}', lost, end) for fault, n, lost, end in lines]
+  for report in terminalreporter.stats.get('failed', []):
+    rows.append((report.nodeid.rpartition('::')[2][:49], '0/1', '', 'FAILED'))
+  for row in rows:
+    terminalreporter.line('{:49} {:>8} {:>4}  {}'.format(*row))
 
 
 @pytest.fixture(scope='session')

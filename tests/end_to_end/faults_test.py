@@ -3,147 +3,43 @@
 
   make fault-test
 
-prints a table of what was tried. METRO_FAULT_KILLS=200 kills a run so often,
-at random moments; METRO_FAULT_RECIPES='metro_lm/tiny.gin t5/tiny.gin' does
-so to runs of these recipes too.
+prints a table of what was tried, here on a toy model whose steps cost nothing,
+and in recipe_faults_test.py on the recipes. `kills.py` is the long form.
 """
 
-import json
-import os
-import pathlib
+import functools
 import random
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
+import fault_runs as runs
 import numpy as np
 import pytest
 
 pytestmark = pytest.mark.slow
 
-TOY = pathlib.Path(__file__).parents[1] / 'training' / 'toy_run.py'
-KILLS = int(os.environ.get('METRO_FAULT_KILLS', '4'))
-RECIPES = os.environ.get('METRO_FAULT_RECIPES', '').split()
-STEPS = 24
-WORDS = ('the', 'cat', 'sat', 'on', 'a', 'mat', 'and', 'dog', 'ran', 'home')
-TABLE: list[tuple[str, int, int, str]] = []
 
-
-def toy(**options) -> list[str]:
-  """The command of a toy run, but for MODEL_DIR."""
-  return [str(TOY), json.dumps({'train_steps': STEPS, **options})]
-
-
-def recipe(name: str, folder: pathlib.Path) -> list[str]:
-  """The command of a run of a recipe, tiny."""
-  draw = random.Random(0)
-  texts = [' '.join(draw.choices(WORDS, k=20)) for _ in range(120)]
-  (folder / 'corpus.txt').write_text('\n\n'.join(texts))
-  macros = {
-    'TEXT_FILES': folder / 'corpus.txt',
-    'DATA_DIR': folder / 'data',
-    'VOCAB_SIZE': 128,
-    'LENGTH': 32,
-    'BATCH_SIZE': 8,
-    'TRAIN_STEPS': STEPS,
-    'WARMUP_STEPS': 5,
-    'STATS_PERIOD': 3,
-    'CHECKPOINT_PERIOD': 4,
-    'EVAL_PERIOD': 10,
-    'EVAL_STEPS': 2,
-    'modules.TransformerConfig.embed_dim': 16,
-    'modules.TransformerConfig.mlp_dim': 32,
-    'modules.TransformerConfig.num_heads': 2,
-    'modules.TransformerConfig.num_layers': 1,
-    'training.train.tensorboard': False,
-  }
-  return [f'--gin_file={name}'] + [f'--gin.{k}={v}' for k, v in macros.items()]
-
-
-def start(command: list[str], folder: pathlib.Path) -> subprocess.Popen:
-  """Starts a run; what it prints goes to a file beside the folder."""
-  if command[0].endswith('.py'):
-    words = [sys.executable, command[0], str(folder), *command[1:]]
-  else:
-    words = [sys.executable, '-m', 'metro_jax.train', *command]
-    words.append(f'--gin.MODEL_DIR={folder}')
-  env = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=1'}
-  with folder.with_suffix('.log').open('w') as log:
-    return subprocess.Popen(words, stdout=log, stderr=log, env=env)
-
-
-def printed(folder: pathlib.Path) -> str:
-  return folder.with_suffix('.log').read_text()
-
-
-def finish(command: list[str], folder: pathlib.Path) -> str:
-  """Runs to the end; what was printed."""
-  assert start(command, folder).wait(300) == 0, printed(folder)
-  return printed(folder)
-
-
-def curve(folder: pathlib.Path) -> dict[str, list[dict]]:
-  """All that was logged, but for times."""
-  return {
-    str(path.relative_to(folder)): [
-      {k: v for k, v in json.loads(line).items() if not k.startswith('timing/')}
-      for line in path.read_text().splitlines()
-    ]
-    for path in sorted(folder.rglob('*.jsonl'))
-  }
-
-
-def assert_same(folder: pathlib.Path, unbroken: pathlib.Path) -> None:
-  # As text, in which a NaN equals itself.
-  assert json.dumps(curve(folder)) == json.dumps(curve(unbroken))
-  last = f'checkpoint_{STEPS}'
-  assert (folder / last).is_dir() and (unbroken / last).is_dir()
-  if (unbroken / 'final.npz').exists():
-    expected, found = (np.load(f / 'final.npz') for f in (unbroken, folder))
-    for name in expected.files:
-      np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
-
-
-def resumed_at(text: str) -> int:
-  found = re.search(r'at step (\d+) of', text)
-  return int(found.group(1)) if found else 0
-
-
-def saved_steps(folder: pathlib.Path) -> list[int]:
-  """Steps with a finished checkpoint, ascending."""
-  names = [p.name.removeprefix('checkpoint_') for p in folder.iterdir()]
-  return sorted(int(name) for name in names if name.isdigit())
-
-
-def note(fault: str, tried: int, lost: int, end: str = 'same to the bit'):
-  TABLE.append((fault, tried, lost, end))
-
-
-@pytest.fixture(scope='module', autouse=True)
-def table():
-  yield
-  print(f'\n\n{"fault":44} {"tried":>5} {"steps lost":>10}  end')
-  for fault, tried, lost, end in TABLE:
-    print(f'{fault:44} {tried:5} {lost:10}  {end}')
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+  return tmp_path_factory.mktemp('toy')
 
 
 @pytest.fixture(scope='module')
-def unbroken(tmp_path_factory) -> pathlib.Path:
-  folder = tmp_path_factory.mktemp('runs') / 'unbroken'
-  finish(toy(), folder)
-  return folder
+def unbroken(place):
+  """24 steps: 9.6 epochs, 6 checkpoints, 5 log lines, 4 evaluations."""
+  runs.run(runs.toy, place / 'unbroken')
+  return place / 'unbroken'
 
 
 @pytest.fixture(scope='module')
-def killed_late(tmp_path_factory) -> pathlib.Path:
+def killed_late(place):
   """A run that was killed before batch 18, with two checkpoints."""
-  folder = tmp_path_factory.mktemp('runs') / 'killed_late'
-  process = start(toy(kill_at=18), folder)
-  assert process.wait(300) == -signal.SIGKILL, printed(folder)
-  assert len(saved_steps(folder)) == 2
+  folder = place / 'killed_late'
+  runs.run(runs.toy, folder, code=-signal.SIGKILL, kill_at=18)
+  assert len(runs.saved_steps(folder)) == 2
   return folder
 
 
@@ -152,89 +48,147 @@ def killed_late(tmp_path_factory) -> pathlib.Path:
 # ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('name', ['toy', *RECIPES])
-def test_sigkill_at_random_moments(name, tmp_path, unbroken):
-  """Moments of the clock, counted from the first line of output."""
-  if name == 'toy':
-    command, whole = toy(), unbroken
-  else:
-    command, whole = recipe(name, tmp_path), tmp_path / 'whole'
-    finish(command, whole)
-  draw = random.Random(1)
-  killed, lost = 0, 0
-  folder = tmp_path / 'run'
-  while killed < KILLS:
-    process = start(command, folder)
-    # Some of the kills fall into saves; the toy needs a second for 24 steps.
-    while process.poll() is None and 'compiled' not in printed(folder):
+def test_sigkill_at_random_moments(tmp_path, unbroken, note):
+  """Of the clock, counted from the first line of output."""
+  draw, folder = random.Random(1), tmp_path / 'run'
+  kills, killed, lost = 3, 0, 0
+  while killed < kills:
+    process = runs.start(runs.toy, folder)
+    while process.poll() is None and 'compiled' not in runs.printed(folder):
       time.sleep(0.005)
     time.sleep(draw.uniform(0, 0.8))
     process.kill()
     if process.wait() == 0:  # It was faster; once more from the start.
-      assert_same(folder, whole)
+      runs.assert_same(folder, unbroken)
       shutil.rmtree(folder)
+      runs.state.cache_clear()
       continue
     killed += 1
-    lines = folder / 'train' / 'metrics.jsonl'
-    done = lines.read_text().splitlines() if lines.exists() else []
-    saved = max(saved_steps(folder), default=0)
-    lost += max(0, (json.loads(done[-1])['step'] if done else 0) - saved)
-  finish(command, folder)
-  assert_same(folder, whole)
-  assert not list(folder.glob('*tmp*')), 'unfinished saves stay behind'
-  note(f'SIGKILL at a random moment ({name})', KILLS, lost)
+    lost += runs.steps_lost(folder)
+  runs.run(runs.toy, folder)
+  runs.assert_same(folder, unbroken)
+  note('SIGKILL at a random moment', kills, lost)
 
 
-def test_sigkill_inside_a_save(unbroken, tmp_path):
+def test_sigkill_inside_a_save(unbroken, tmp_path, note):
   folder = tmp_path / 'run'
   for step in (8, 16):
-    process = start(toy(kill_in_save=step), folder)
-    assert process.wait(300) == -signal.SIGKILL, printed(folder)
-  finish(toy(), folder)
-  assert_same(folder, unbroken)
+    killed = functools.partial(runs.run, runs.toy, folder, -signal.SIGKILL)
+    killed(kill_in_save=step)
+  runs.run(runs.toy, folder)
+  runs.assert_same(folder, unbroken)
   note('SIGKILL inside a save', 2, 8)
 
 
-def test_clock_goes_back_a_day(unbroken, tmp_path):
-  finish(toy(clock_jumps_at=9), tmp_path / 'run')
-  assert_same(tmp_path / 'run', unbroken)
-  note('the clock goes back a day', 1, 0)
+def test_second_resume_before_anything_is_saved(unbroken, tmp_path, note):
+  """Killed in epoch 3, and twice more; an epoch is two and a half batches."""
+  folder, lost = tmp_path / 'run', 0
+  for plan in ({'kill_in_save': 8}, {'kill_at': 7}, {'kill_at': 6}):
+    runs.run(runs.toy, folder, code=-signal.SIGKILL, **plan)
+    assert runs.saved_steps(folder) == [4]
+    lost += runs.steps_lost(folder)
+  assert 'epoch 1' in runs.printed(folder)
+  text = runs.run(runs.toy, folder)
+  assert runs.resumed_at(text) == 4
+  runs.assert_same(folder, unbroken)
+  note('second and third resume, across epochs', 3, lost)
+
+
+@pytest.mark.parametrize('deadline', [60.0, 0.02])
+def test_sigterm_with_a_deadline(unbroken, tmp_path, note, deadline):
+  """Time enough to save, or killed on the way there."""
+  folder = tmp_path / 'run'
+  process = runs.start(runs.toy, folder, terminate_at=10, deadline=deadline)
+  code = process.wait(runs.LIMIT)
+  at = re.search(r'SIGTERM at step (\d+) of', runs.printed(folder))
+  if deadline > 1:
+    assert code == 0, runs.printed(folder)
+    lost = 0
+    assert runs.saved_steps(folder)[-1] == int(at.group(1))
+  else:
+    assert code in (0, -signal.SIGKILL)
+    lost = runs.steps_lost(folder)
+  runs.run(runs.toy, folder)
+  runs.assert_same(folder, unbroken)
+  title = 'to spare' if deadline > 1 else 'of 20 ms, then SIGKILL'
+  note(f'SIGTERM with a deadline {title}', 1, lost)
+
+
+def test_another_number_of_devices(unbroken, tmp_path, note):
+  """One, eight, one: sums in another order, and nothing else."""
+  folder = tmp_path / 'run'
+  killed = functools.partial(runs.run, runs.toy, folder, -signal.SIGKILL)
+  killed(kill_in_save=12)
+  killed(kill_in_save=20, devices=8, partitioner={'zero_stage': 2})
+  lost = runs.steps_lost(folder)
+  text = runs.run(runs.toy, folder)
+  assert runs.resumed_at(text) == 16
+  for name, lines in runs.logged(unbroken).items():
+    for line, found in zip(lines, runs.logged(folder)[name], strict=True):
+      assert found == pytest.approx(line, rel=1e-4), name
+  left, right = runs.state(folder), runs.state(unbroken)
+  for name, value in right.items():
+    np.testing.assert_allclose(left[name], value, rtol=1e-3, atol=1e-5)
+  note('1, 8 and 1 devices, killed in between', 2, lost, 'equal to 1e-4')
+
+
+@pytest.mark.parametrize('days', [-1, 400])
+def test_the_clock_jumps(unbroken, tmp_path, note, days):
+  jumps = {str(step): days * 86400.0 for step in (5, 9)}
+  runs.run(runs.toy, tmp_path / 'run', clock_jumps=jumps)
+  runs.assert_same(tmp_path / 'run', unbroken)
+  note(f'the clock jumps {days:+} days, twice', 1, 0)
 
 
 # ----------------------------------------------------------------------
-# Disks that forget.
+# Disks that are full, or forget.
 # ----------------------------------------------------------------------
 
 
-def spoil(file: pathlib.Path, way: str) -> None:
-  data = bytearray(file.read_bytes())
-  if way == 'bit flipped':
-    data[len(data) // 2] ^= 1
-  elif way == 'truncated':
-    del data[len(data) // 2 :]
-  elif way == 'zero bytes':
-    data.clear()
-  file.write_bytes(data)
-  if way == 'missing':
-    file.unlink()
+def test_the_disk_is_full_for_a_while(unbroken, tmp_path, note):
+  """A save or two fail; the run goes on, and a later one finds room."""
+  folder = tmp_path / 'run'
+  text = runs.run(runs.toy, folder, full_disk=[8, 17, 4000])
+  warnings = re.findall('warning: checkpoint_([0-9]+) was not saved', text)
+  assert warnings and set(warnings) <= {'4', '8', '12', '16'}
+  runs.assert_same(folder, unbroken)
+  note('the disk is full for a while', 1, 0)
 
 
-@pytest.mark.parametrize(
-  'way', ['bit flipped', 'truncated', 'zero bytes', 'missing']
-)
-def test_largest_file_of_the_newest_checkpoint(
-  killed_late, unbroken, tmp_path, way
+def test_the_disk_stays_full(tmp_path, note):
+  folder = tmp_path / 'run'
+  text = runs.run(runs.toy, folder, code=2, full_disk=[12, -1, 4000])
+  assert len(re.findall('error: .*make room', text)) == 1
+  assert 'Traceback' not in text
+  lost = runs.STEPS - runs.saved_steps(folder)[-1]
+  note('the disk stays full', 1, lost, 'one line')
+
+
+@pytest.mark.parametrize('way', runs.WAYS)
+def test_a_shard_of_the_newest_checkpoint(
+  killed_late, unbroken, tmp_path, way, note
 ):
   folder = tmp_path / 'run'
   shutil.copytree(killed_late, folder)
-  newest = folder / f'checkpoint_{saved_steps(folder)[-1]}'
-  files = [p for p in newest.rglob('*') if p.is_file()]
-  spoil(max(files, key=lambda p: p.stat().st_size), way)
-  text = finish(toy(), folder)
+  newest = folder / f'checkpoint_{runs.saved_steps(folder)[-1]}'
+  runs.spoil(runs.largest_file(newest), way)
+  text = runs.run(runs.toy, folder)
   warnings = [x for x in text.splitlines() if x.startswith('warning')]
   assert len(warnings) == 1 and 'is broken and was renamed' in warnings[0]
-  assert_same(folder, unbroken)
-  note(f'newest checkpoint: {way}', 1, 18 - resumed_at(text))
+  runs.assert_same(folder, unbroken)
+  note(f'checkpoint shard: {way}', 1, 18 - runs.resumed_at(text))
+
+
+def test_all_checkpoints_broken_is_one_line(killed_late, tmp_path, note):
+  folder = tmp_path / 'run'
+  shutil.copytree(killed_late, folder)
+  for step in runs.saved_steps(folder):
+    file = runs.largest_file(folder / f'checkpoint_{step}')
+    runs.spoil(file, 'truncated')
+  text = runs.run(runs.toy, folder, code=2)
+  assert len(re.findall('error: .*no checkpoint can be read', text)) == 1
+  assert 'Traceback' not in text
+  note('every checkpoint truncated', 1, 18, 'one line')
 
 
 # ----------------------------------------------------------------------
@@ -242,50 +196,90 @@ def test_largest_file_of_the_newest_checkpoint(
 # ----------------------------------------------------------------------
 
 
-def test_two_writers(unbroken, tmp_path):
+def test_two_writers(unbroken, tmp_path, note):
   folder = tmp_path / 'run'
-  first = start(toy(wait_at=9), folder)
+  first = runs.start(runs.toy, folder, wait_at=9)
   while not (folder / 'waiting').exists():
-    assert first.poll() is None, printed(folder)
+    assert first.poll() is None, runs.printed(folder)
     time.sleep(0.01)
   second = subprocess.run(
-    [sys.executable, TOY, folder, json.dumps({'train_steps': STEPS})],
+    runs.toy(folder, {}),
     capture_output=True,
     text=True,
     check=False,
-    timeout=300,
+    timeout=runs.LIMIT,
   )
   (folder / 'waiting').unlink()
-  assert first.wait(300) == 0, printed(folder)
+  assert first.wait(runs.LIMIT) == 0, runs.printed(folder)
   assert second.returncode == 2
   (line,) = second.stderr.splitlines()
   assert f'written by another run (process {first.pid} on' in line
-  assert_same(folder, unbroken)
-  note('a second writer', 1, 0, 'one line; the first ends as it would')
+  runs.assert_same(folder, unbroken)
+  note('a second writer', 1, 0, 'one line')
 
 
-def test_nan_in_batches_and_a_kill(tmp_path):
+def test_nan_in_batches_and_kills(place, tmp_path, note):
   """Two ill batches, then four in a row: refused, then passed over."""
-  options = {'nan_batches': [5, 14, 15, 16, 17]}
-  finish(toy(**options), tmp_path / 'whole')
-  for kill_at in (15, 19):
-    process = start(toy(kill_at=kill_at, **options), tmp_path / 'run')
-    assert process.wait(300) == -signal.SIGKILL, printed(tmp_path / 'run')
-  finish(toy(**options), tmp_path / 'run')
-  assert_same(tmp_path / 'run', tmp_path / 'whole')
-  events = curve(tmp_path / 'run')['train/events.jsonl']
-  assert [e['event'] for e in events] == ['refused'] * 4 + [
-    'rollback',
-    'refused',
-  ]
-  note('NaN in batches, and kills', 2, 8, 'same as NaN without kills')
+  ill = {'nan_batches': [5, 14, 15, 16, 17]}
+  runs.run(runs.toy, place / 'ill', **ill)
+  folder, lost = tmp_path / 'run', 0
+  for step in (15, 19):
+    runs.run(runs.toy, folder, code=-signal.SIGKILL, kill_at=step, **ill)
+    lost += runs.steps_lost(folder)
+  runs.run(runs.toy, folder, **ill)
+  runs.assert_same(folder, place / 'ill')
+  assert runs.events(folder) == ['refused'] * 4 + ['rollback', 'refused']
+  note('NaN in batches, and kills', 2, lost)
 
 
-def test_nan_in_every_batch_is_one_line(tmp_path):
+def assert_learnt_the_same(folder, other):
+  """The same numbers, whatever the reports of refused steps say of theirs."""
+  for found, expected in zip(
+    runs.logged(folder)['train/metrics.jsonl'],
+    runs.logged(other)['train/metrics.jsonl'],
+    strict=True,
+  ):
+    # Another program computes them.
+    assert found == pytest.approx(expected, rel=1e-4)
+  for name, value in runs.state(other).items():
+    assert np.isfinite(value).all()
+    found = runs.state(folder)[name]
+    np.testing.assert_allclose(found, value, rtol=1e-3, atol=1e-6)
+
+
+def test_nan_in_gradients_is_as_if_in_the_batch(tmp_path, note):
+  runs.run(runs.toy, tmp_path / 'batches', nan_batches=[5, 13])
+  ill = {'nan_gradients': [5, 13]}
+  runs.run(runs.toy, tmp_path / 'whole', **ill)
+  assert runs.events(tmp_path / 'whole') == ['refused'] * 2
+  assert_learnt_the_same(tmp_path / 'whole', tmp_path / 'batches')
   folder = tmp_path / 'run'
-  process = start(toy(nan_batches=list(range(60))), folder)
-  assert process.wait(300) == 2
-  lines = [x for x in printed(folder).splitlines() if x.startswith('error')]
+  runs.run(runs.toy, folder, code=-signal.SIGKILL, kill_at=15, **ill)
+  lost = runs.steps_lost(folder)
+  runs.run(runs.toy, folder, **ill)
+  runs.assert_same(folder, tmp_path / 'whole')
+  note('NaN in gradients, and a kill', 1, lost)
+
+
+def test_nan_in_a_parameter_is_rolled_back(tmp_path, note):
+  """Batches 14, 15 and 16 are refused; back to step 12, on at batch 17."""
+  ill = {'nan_parameter': 14}
+  runs.run(runs.toy, tmp_path / 'whole', **ill)
+  expected = ['refused'] * 3 + ['rollback']
+  assert runs.events(tmp_path / 'whole') == expected
+  runs.run(runs.toy, tmp_path / 'batches', nan_batches=[14, 15, 16])
+  runs.assert_same(tmp_path / 'whole', tmp_path / 'batches')
+  folder = tmp_path / 'run'
+  runs.run(runs.toy, folder, code=-signal.SIGKILL, kill_at=18, **ill)
+  runs.run(runs.toy, folder, **ill)
+  runs.assert_same(folder, tmp_path / 'whole')
+  note('NaN in a parameter, and a kill', 1, 5)
+
+
+def test_nan_in_every_batch_is_one_line(tmp_path, note):
+  ill = list(range(60))
+  text = runs.run(runs.toy, tmp_path / 'run', code=2, nan_batches=ill)
+  lines = [x for x in text.splitlines() if x.startswith('error')]
   assert len(lines) == 1 and 'stopped at step 3' in lines[0]
-  assert 'Traceback' not in printed(folder)
-  note('NaN in every batch', 1, 0, 'one line, exit code 2')
+  assert 'Traceback' not in text
+  note('NaN in every batch', 1, 0, 'one line')

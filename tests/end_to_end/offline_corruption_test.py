@@ -229,7 +229,7 @@ def test_gin_files_bind_both_ends(monkeypatch):
       gin.query_parameter(
         'offline.corrupt.train_steps'
       ).scoped_configurable_fn()
-      == 1400
+      == 1200
     )
   with gin_loading._own_configuration():
     gin.parse_config_file('gin_configs/runs/pretrain.gin')
@@ -246,7 +246,7 @@ def test_gin_files_bind_both_ends(monkeypatch):
         path='s',
         split='train',
         seed=0,
-        steps=1400,
+        steps=1200,
         batch_size=32,
         vocabulary=None,
         length=64,

@@ -56,26 +56,31 @@ def evaluate(model, params, batch, method):
 def test_cloze_is_a_softmax_over_the_original_and_its_rivals(batch, choices):
   objective = pretrain.OneChoiceCloze(choices=choices)
   model = pretrain_models.model(
-    objectives=(MLM(), objective), sampler=MostLikely()
+    objectives=(MLM(z_loss=0.1), objective), sampler=MostLikely()
   )
   params = pretrain_models.drawn(model)
 
   def method(pretrainer, masked, corrupted, outputs):
     h = masked.gather(outputs.top)
     logits = pretrainer.lm_logits(h, corrupted).logits()
-    return logits, masked.targets, masked.gather(corrupted.tokens), masked
+    proposed = corrupted.proposal.token_logits.logits()
+    drawn = masked.gather(corrupted.tokens)
+    return logits, proposed, masked.targets, drawn, masked
 
-  values, (logits, targets, drawn, masked) = evaluate(
+  values, (logits, proposed, targets, drawn, masked) = evaluate(
     model, params, batch, method
   )
-  terms, found = [], []
+  terms, found, mlm = [], [], []
   for i in zip(*np.nonzero(masked.weights), strict=True):
     x = logits[i].astype(np.float64)
     rivals = [] if drawn[i] == targets[i] else [x[drawn[i]]] * choices
     own = x[targets[i]]
     terms.append(special.logsumexp([own, *rivals]) - own)
     found.append(own >= max(rivals, default=-np.inf))
+    log_z = special.logsumexp(proposed[i].astype(np.float64))
+    mlm.append(log_z - proposed[i][targets[i]] + 0.1 * log_z**2)
   assert values['loss/cloze'] == pytest.approx(np.mean(terms), **CLOSE)
+  assert values['loss/mlm'] == pytest.approx(np.mean(mlm), **CLOSE)
   assert values['cloze_accuracy'] == pytest.approx(np.mean(found))
   assert np.mean(np.array(terms) > 0) > 0
 
@@ -175,7 +180,7 @@ def test_masked_language_modelling_is_the_main_model_on_masked_tokens(batch):
   config = pretrain_models.config()
   model = pretrain_models.model(
     auxiliary=None,
-    objectives=(CorrectiveLM(),),
+    objectives=(CorrectiveLM(z_loss=0.5),),
     lm_head=modules.LMHead(config),
     share=(),
   )
@@ -194,7 +199,8 @@ def test_masked_language_modelling_is_the_main_model_on_masked_tokens(batch):
   target = np.take_along_axis(
     batch['encoder_target_tokens'], masked.masked_positions, axis=1
   )[used]
-  loss = special.logsumexp(x, -1) - x[np.arange(len(x)), target]
+  log_z = special.logsumexp(x, -1)
+  loss = log_z - x[np.arange(len(x)), target] + 0.5 * log_z**2
   assert values['loss/clm'] == pytest.approx(loss.mean(), **CLOSE)
   answer = model.predict_batch(params, batch, 'fill', head='lm', top_k=1)
   got = np.asarray(answer.ids)[..., 0][np.asarray(answer.weights) > 0]

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import seqio
+import tensorflow as tf
 
 import tasks
 from metro_jax import data
@@ -197,3 +198,42 @@ def test_the_embedded_corpus_needs_no_tensorflow():
     [sys.executable, '-c', code], check=True, capture_output=True, text=True
   )
   assert int(done.stdout) > 300
+
+
+@pytest.fixture
+def records(tmp_path):
+  """A registered task over 100 TFRecords of three texts each."""
+  for index in range(100):
+    with tf.io.TFRecordWriter(f'{tmp_path}/{index:02}.tfrecord') as writer:
+      for number in range(3):
+        text = tf.train.BytesList(value=[f'{index}.{number} water'.encode()])
+        feature = {'text': tf.train.Feature(bytes_list=text)}
+        example = tf.train.Example(features=tf.train.Features(feature=feature))
+        writer.write(example.SerializeToString())
+  source = seqio.TFExampleDataSource(
+    {'train': f'{tmp_path}/*.tfrecord'},
+    {'text': tf.io.FixedLenFeature([], tf.string)},
+  )
+  seqio.TaskRegistry.add(
+    'metro_records', source=source, preprocessors=[], output_features={}
+  )
+  yield tmp_path
+  seqio.TaskRegistry.remove('metro_records')
+
+
+def test_one_broken_tfrecord_in_a_hundred_costs_its_rest(records, capsys):
+  whole = list(seqio_text.documents('metro_records', 'train'))
+  assert len(set(whole)) == 300
+  for index in (7, 8):
+    path = records / f'{index:02}.tfrecord'
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1  # In the second of three.
+    if index == 7:
+      path.write_bytes(data)
+  found = list(seqio_text.documents('metro_records', 'train'))
+  assert set(whole) - set(found) == {'7.1 water', '7.2 water'}
+  assert '07.tfrecord is broken' in capsys.readouterr().err
+  path.write_bytes(data)
+  with pytest.raises(UserError, match='of 100 files 1 may be') as error:
+    list(seqio_text.documents('metro_records', 'train'))
+  assert '\n' not in str(error.value)

@@ -4,10 +4,13 @@
 import json
 import shutil
 
+import hypothesis
 import jax
 import numpy as np
 import pytest
 import toy
+from fuzzing import changed, changes, fuzz
+from hypothesis import strategies
 
 from metro_jax import training
 from metro_jax.errors import UserError
@@ -84,6 +87,27 @@ def restore(folder, notify):
     restored = checkpointer.restore(layout.state)
     checkpointer.close()
   return restored
+
+
+@pytest.mark.slow
+@hypothesis.settings(fuzz, max_examples=60)
+@hypothesis.given(strategies.integers(0, 10**6), changes(b'"shape": [2]'))
+def test_any_change_of_the_newest_is_found_or_harmless(
+  trained, tmp_path_factory, place, some
+):
+  folder, result = trained
+  copy = tmp_path_factory.mktemp('changed') / 'run'
+  shutil.copytree(folder, copy)
+  files = files_of(copy / 'checkpoint_6')
+  file = files[place % len(files)]
+  file.write_bytes(changed(file.read_bytes(), some))
+  warnings = []
+  restored = restore(copy, warnings.append)
+  assert int(restored.state.step) == (4 if warnings else 6), file.name
+  if not warnings:
+    assert_equal(restored.state.params, result.state.params)
+    assert restored.dataset['position'] == {'epoch': 2, 'example': 16}
+  shutil.rmtree(copy.parent)
 
 
 def test_broken_newest_falls_back_with_one_line(trained, tmp_path, capfd):
