@@ -26,7 +26,7 @@ INSTALLED_TEST := $(INSTALLED)-test
 
 help:
 	@sed -n 's/^# \{0,1\}\(make .*\)/\1/p; s/^# \(An.*:.*\)/\1/p' Makefile
-	@echo 'make test-slow    the tests that take minutes each'
+	@echo 'make test-slow    what takes long; EXTRAS=aot adds TPU and GPU compilers'
 	@echo 'make fault-test   kills, broken disks and NaNs; prints a table'
 	@echo 'make fault-test KILLS=200   and a run is killed so often, at random'
 	@echo 'make lint         ruff check and format check;  make format mends'
@@ -63,7 +63,7 @@ test: $(INSTALLED_TEST)
 	$(BIN)/python -m pytest -n 2 -m 'not slow' $(PYTEST_FLAGS)
 
 test-slow: $(INSTALLED_TEST)
-	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n 2 -m slow $(PYTEST_FLAGS)
 
 fault-test: $(INSTALLED_TEST)
 	$(BIN)/python -m pytest -m slow tests/end_to_end/faults_test.py \
