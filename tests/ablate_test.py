@@ -121,6 +121,7 @@ def test_from_the_command_line(tmp_path):
     'LENGTH': 32,
     'BATCH_SIZE': 8,
     'TRAIN_STEPS': 2,
+    'WARMUP_STEPS': 1,
     'STATS_PERIOD': 1,
     'EVAL_STEPS': 1,
     'data.TextFiles.validation_fraction': 0.2,
