@@ -189,7 +189,10 @@ def _run(
   """Sets up the process, reads the configuration, calls the entry point."""
   from metro_jax.training import model_dir  # Seconds that --help need not pay.
 
-  _set_up_process(join=body is None)
+  # Machines that share the work of corrupting need not know of each other.
+  alone = entry == 'offline.corrupt' and not _COORDINATOR.value
+  alone = alone and (_INDEX.value, _COUNT.value) != (None, None)
+  _set_up_process(join=body is None and not alone)
   _read_config(entry, run_file, base)
   if body:
     return body()

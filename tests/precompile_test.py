@@ -289,9 +289,11 @@ def page(*words):
 @needs('jax_cuda13_plugin')
 def test_zero_1_moves_no_more_than_data_parallelism():
   """The paper's section 4.2: splitting the optimizer costs no bytes."""
+  # The paper's optimizer; Muon orthogonalises whole matrices.
+  words = (*TINY, '--target=h200:8', '--gin.OPTIMIZER=@training.adamw()')
   moved = {}
   for stage in (0, 1):
-    report = page(*TINY, '--target=h200:8', f'--gin.ZERO_STAGE={stage}')
+    report = page(*words, f'--gin.ZERO_STAGE={stage}')
     by_kind = {c['kind']: c['moved'] for c in report['collectives']}
     moved[stage] = sum(by_kind.values())
     # Its means: sums are scattered, parameters gathered.
@@ -312,15 +314,10 @@ def test_a_job_that_cannot_fit_is_not_compiled():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-  'recipe, target, parameters',
-  [
-    pytest.param('xl', 'h200:256', 1.79e9, marks=needs('jax_cuda13_plugin')),
-    pytest.param('xxl', 'v5p:4x8x8', 6.0e9, marks=needs('libtpu')),
-  ],
-)
-def test_the_largest_recipes_fit_real_machines(recipe, target, parameters):
-  report = page(f'--gin_file=metro_lm/{recipe}.gin', f'--target={target}')
+@needs('jax_cuda13_plugin')
+def test_xl_fits_a_real_cluster():
+  parameters = 1.79e9
+  report = page('--gin_file=metro_lm/xl.gin', '--target=h200:256')
   assert report['devices'] == 256 and report['fits']
   memory = report['memory']
   # Table 4's stage 1, with float32 weights: 4 bytes each, and moments split.
