@@ -270,8 +270,8 @@ def check_writing(recipe: str, root: pathlib.Path, monkeypatch):
     )
   for mode, line, says in (
     ('score', 'no tab', 'has no tab'),
-    ('generate', 'the array ' * 40, 'line 1 has .* tokens'),
-    ('score', 'a\t' + 'array ' * 40, 'line 1 has .* tokens'),
+    ('generate', 'the array ' * 600, 'line 1 has .* tokens'),
+    ('score', 'a\t' + 'array ' * 600, 'line 1 has .* tokens'),
     ('generate', '<extra_id_8>', 'it has 8 sentinels'),
   ):
     with pytest.raises(UserError, match=says):
