@@ -123,6 +123,7 @@ def test_learns_and_goes_on(tiny_run, tmp_path):
   """Chance is 0.5; with PDR, in two starts, and evaluated on its own."""
   glue, out = make_task(tmp_path, 600), tmp_path / 'run'
   words = ['--gin_file=finetune/pdr.gin', '--gin.EPOCHS=5']
+  words += ['--gin.LEARNING_RATE=3e-3']  # The network has a width of 32.
   finetune(tiny_run, glue, out, *words, '--gin.TRAIN_STEPS=40')
   assert history(out)[-1]['step'] == 40
   finetune(tiny_run, glue, out, *words, '--gin.EVAL_PERIOD=20')
