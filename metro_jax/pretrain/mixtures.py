@@ -6,6 +6,7 @@ of the logits mixed by them, which is equation 3 of AMOS: mixing the projected
 hidden states is the same where the heads share their last map.
 """
 
+import abc
 import dataclasses
 from collections.abc import Sequence
 from typing import ClassVar, Protocol
@@ -81,7 +82,7 @@ class LearnedMixture(nn.Module):
     return jax.nn.softmax(jnp.stack(scores, axis=-1), axis=-1)
 
 
-class _Given:
+class _Given(abc.ABC):
   """A mixture without parameters, the same at all positions of a batch."""
 
   learned: ClassVar[bool] = False
@@ -93,9 +94,9 @@ class _Given:
     """See `Mixture`."""
     return self._of(len(hidden), progress, seed)[None, None]
 
+  @abc.abstractmethod
   def _of(self, heads: int, progress: Progress, seed: jax.Array) -> jax.Array:
     """float32 [heads]."""
-    raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -252,14 +252,14 @@ class Partitioner:
 
   def gradient_shardings(self, boxed: PyTree) -> PyTree:
     """Shardings of the gradients, or None below stage 2."""
-    if self.zero_stage < 2:
-      return None
-    return self._named(self.logical_specs(boxed), unbox(boxed), zero=True)
+    return self._shares(boxed) if self.zero_stage >= 2 else None
 
   def update_shardings(self, boxed: PyTree) -> PyTree:
-    """Shardings of updates, those of the slots; None at stage 0."""
-    if self.zero_stage < 1:
-      return None
+    """Shardings of updates, or None at stage 0."""
+    return self._shares(boxed) if self.zero_stage >= 1 else None
+
+  def _shares(self, boxed: PyTree) -> PyTree:
+    """Of each parameter its share on each device, as the slots lie."""
     return self._named(self.logical_specs(boxed), unbox(boxed), zero=True)
 
   def _named(self, specs: PyTree, shapes: PyTree, zero: bool) -> PyTree:
