@@ -137,7 +137,8 @@ def draw(kinds: dict[str, list[Report]], path: str) -> None:
     axes.set_xscale('log', base=2)
     axes.set_xlabel('devices')
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    if axes.get_legend_handles_labels()[0]:
+      axes.legend(frameon=False)
   figure.tight_layout()
   figure.savefig(path, dpi=120)
 

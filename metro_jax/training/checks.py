@@ -30,6 +30,16 @@ def check_periods(
       raise UserError(f'{name} is {value}; give 1 or more')
 
 
+def check_optimizer(optimizer: Any) -> None:
+  """Raises UserError if gin was given a function in place of its result."""
+  if not hasattr(optimizer, 'init'):
+    name = getattr(optimizer, '__name__', 'adamw')
+    raise UserError(
+      f'OPTIMIZER is {name}, not what it returns; a call has parentheses:'
+      f' OPTIMIZER = @training.{name}()'
+    )
+
+
 def check_fits(model: Model, dataset: Dataset, what: str) -> None:
   """Raises UserError if rows are too long or ids too large for the model.
 

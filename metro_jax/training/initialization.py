@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from metro_jax.models.base import Model
-from metro_jax.training import guards
+from metro_jax.training import checks, guards
 from metro_jax.training import step as step_lib
 from metro_jax.training.partitioning import Partitioner
 from metro_jax.training.prefetch import Dataset
@@ -56,6 +56,7 @@ def make_layout(
   guard: guards.StepGuard | None = None,
 ) -> Layout:
   """Plans a state without making it."""
+  checks.check_optimizer(optimizer)
   guard = guard or guards.NoGuard()
   batch = batch_spec(dataset, partitioner.batch_shards)
   boxed = jax.eval_shape(lambda b: model.init(jax.random.key(0), b), batch)

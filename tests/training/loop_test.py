@@ -108,6 +108,8 @@ def test_mistakes(tmp_path):
     train(tmp_path, stats_period=0)
   with pytest.raises(UserError, match='eval BATCH_SIZE=12 is not divisible'):
     train(tmp_path, eval_datasets={'a': toy.ToyDataset(batch_size=12)})
+  with pytest.raises(UserError, match=r'OPTIMIZER = @training\.adamw\(\)'):
+    train(tmp_path, optimizer=training.adamw)  # Gin: @training.adamw.
   assert not list(tmp_path.iterdir())
 
 
