@@ -5,22 +5,25 @@
 
 The real trainer runs with logging every --steps steps and a save, in the
 background, at every second log line. After each line its compiled step runs
-as often again with nothing around it, so both see the same machine. The table
-has the medians over the turns:
+as often again with nothing around it, so both see the same machine, each time
+beside a step that was compiled without a guard. The table has medians, and
+between which numbers they lie with 95 % certainty:
 
   loop    time of a step in the loop, without saves, over that of a bare step
   save    what a save adds to the steps after it, in steps; with one save in
           100 steps, a hundredth of it is what saving costs
-  guard   a bare step that is guarded, over a bare step that is not
+  guard   a bare step that is guarded, over a bare step that is not, pair by
+          pair
 """
 
 import argparse
 import dataclasses
 import itertools
+import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -81,18 +84,23 @@ def main() -> None:
   optimizer = training.adamw(1e-4, clip_norm=native.CLIP_NORM)
   guard = guards.Guard()
   steps = flags.steps
-  guarded = _bare(model, optimizer, dataset, guard, steps)
-  plain = _bare(model, optimizer, dataset, None, steps)
+  contenders = {
+    'guarded': _bare(model, optimizer, dataset, guard),
+    'plain': _bare(model, optimizer, dataset, None),
+  }
   marks: list[tuple[float, float]] = []
-  times: dict[str, list[float]] = {'bare': [], 'plain': []}
+  times: dict[str, list[float]] = {name: [] for name in contenders}
 
   def look(history: health.History) -> None:
     ended = time.perf_counter()
-    times['bare'].append(guarded())
-    times['plain'].append(plain())
+    for number in range(steps):
+      # Neither is always the first.
+      for name in sorted(contenders, reverse=number % 2 == 1):
+        times[name].append(contenders[name]())
     marks.append((ended, time.perf_counter()))
 
-  guarded(), plain()
+  for run in contenders.values():
+    run()
   with tempfile.TemporaryDirectory() as folder:
     training.train(
       model=model,
@@ -127,9 +135,9 @@ def _flags() -> argparse.Namespace:
 
 
 def _bare(
-  model: Any, optimizer: Any, dataset: Any, guard: Any, steps: int
+  model: Any, optimizer: Any, dataset: Any, guard: Any
 ) -> Callable[[], float]:
-  """A function that runs the compiled step so often, and returns seconds."""
+  """A function that runs the compiled step once, and returns seconds."""
   partitioner = training.Partitioner()
   with partitioner.context():
     layout = initialization.make_layout(
@@ -144,13 +152,12 @@ def _bare(
     memory = initialization.empty_guard(layout, partitioner)()
     batch = jax.device_put(dataset.batch(0), partitioner.batch_sharding)
   state = state.replace(guard=memory)
+  window = empty_window()
 
   def run() -> float:
-    nonlocal state
-    window = empty_window()
+    nonlocal state, window
     start = time.perf_counter()
-    for _ in range(steps):
-      state, window, report = step(state, window, batch)
+    state, window, report = step(state, window, batch)
     report.block_until_ready()
     return time.perf_counter() - start
 
@@ -164,24 +171,46 @@ def _print(
   quiet: list[float],
   saving: list[float],
 ) -> None:
-  bare = statistics.median(times['bare'])
-  loop = _ratios(quiet, times['bare'][1::2])
-  guard = _ratios(times['bare'], times['plain'])
-  stalls = [
-    (a - b) / (bare / flags.steps) for a, b in zip(saving, quiet, strict=False)
-  ]
-  print(f'{flags.shape}: {shape}, bare step {1e3 * bare / flags.steps:.1f} ms')
-  print('| what | median | smallest | largest |')
-  print('| --- | --- | --- | --- |')
-  rows = {'loop': loop, 'guard': guard, 'save, in steps': stalls}
+  step = statistics.median(times['guarded'])
+  turns = [sum(turn) for turn in batched(times['guarded'], flags.steps)]
+  rows = {
+    'loop': _ratios(quiet, turns[1::2]),
+    'guard': _ratios(times['guarded'], times['plain']),
+    'save, in steps': [
+      (a - b) / step for a, b in zip(saving, quiet, strict=False)
+    ],
+  }
+  print(f'{flags.shape}: {shape}, bare step {1e3 * step:.1f} ms')
+  print('| what | median | between | and | measured |')
+  print('| --- | --- | --- | --- | --- |')
   for name, values in rows.items():
+    low, high = interval(values)
     print(
-      f'| {name} | {statistics.median(values):.3f} | {min(values):.3f}'
-      f' | {max(values):.3f} |'
+      f'| {name} | {statistics.median(values):.3f} | {low:.3f} | {high:.3f}'
+      f' | {len(values)} times |'
     )
 
 
-def _ratios(ours: list[float], bare: list[float]) -> list[float]:
+def interval(values: Sequence[float]) -> tuple[float, float]:
+  """Where the median lies with 95 % certainty, whatever the distribution.
+
+  How many of n values are below the median is binomial, so the ranks are
+  n / 2 -+ 1.96 sqrt(n) / 2.
+  """
+  ordered, middle = sorted(values), len(values) / 2
+  reach = 0.98 * math.sqrt(len(values))
+  low = max(0, math.floor(middle - reach) - 1)
+  high = min(len(values) - 1, math.ceil(middle + reach))
+  return ordered[low], ordered[high]
+
+
+def batched(values: Sequence[float], size: int) -> Iterator[Sequence[float]]:
+  """Parts of a sequence (itertools has it from Python 3.12)."""
+  for start in range(0, len(values), size):
+    yield values[start : start + size]
+
+
+def _ratios(ours: Sequence[float], bare: Sequence[float]) -> list[float]:
   return [a / b for a, b in zip(ours, bare, strict=False)]
 
 
