@@ -8,7 +8,8 @@ Pretrains METRO-LM on the text, and the same main model by masked language
 modelling (BERT's) for the same time: both recipes are timed first, in turn, and
 MLM takes as many more steps as its steps are faster. Then fine-tunes both, and
 the same network from a random start, with the same settings, --finetune_steps
-steps of 32 rows, and --seeds seeds a task. OUTPUT/table.md has medians and spreads.
+steps of 32 rows, and --seeds seeds a task. OUTPUT/table.md has medians and
+spreads.
 
 The same command goes on where it was stopped. Other words go to pretraining:
 --gin.LENGTH=128.
@@ -28,7 +29,13 @@ from metro_jax.errors import UserError
 
 RECIPES = {'metro_lm': 'metro_lm/tiny.gin', 'mlm': 'mlm/tiny.gin'}
 SCRATCH = 'from scratch'
-TIMED_STEPS, TURNS = 60, 3
+TURNS = 3
+TIMED = {
+  'TRAIN_STEPS': 60,
+  'WARMUP_STEPS': 10,
+  'STATS_PERIOD': 5,
+  'EVAL_STEPS': 1,
+}
 TINY = '--gin_file=finetune/tiny.gin'
 # About as many tokens as the longest sentences of CoLA and SST-2 have.
 TASK_LENGTH = 32
@@ -41,8 +48,7 @@ def step_ratio(output: pathlib.Path, words: Sequence[str]) -> float:
     times: dict[str, list[float]] = {name: [] for name in RECIPES}
     for turn in range(TURNS):
       for name in RECIPES:
-        bound = {'TRAIN_STEPS': TIMED_STEPS, 'STATS_PERIOD': 5, 'EVAL_STEPS': 1}
-        more = [f'--gin.{key}={value}' for key, value in bound.items()]
+        more = [f'--gin.{key}={value}' for key, value in TIMED.items()]
         run = _pretraining(name, [*words, *more], turn, output / 'timing')
         times[name].append(_finished(run)['milliseconds_per_step'])
     record.write_text(json.dumps(times))
@@ -61,7 +67,8 @@ def _pretraining(
 def _finished(run: ablate.Run) -> Mapping[str, float]:
   failure = run.finish()
   if failure:
-    raise UserError(f'{run.model_dir}: {failure}')
+    why = failure.removeprefix('error: ')
+    raise UserError(f'{run.model_dir}: {why}')
   return run.result() or {}
 
 
