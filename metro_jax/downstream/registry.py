@@ -14,6 +14,7 @@ from metro_jax.downstream import (
   squad,
   superglue,
   t0,
+  tables,
   text,
   tfds_tasks,
 )
@@ -26,14 +27,6 @@ TASKS = {
   for task in module.TASKS
 }
 Folder = str | os.PathLike
-# What JSON may hold in the place of what belongs there is without end.
-_OTHER_LAYOUT = (
-  LookupError,
-  TypeError,
-  ValueError,
-  AttributeError,
-  RecursionError,
-)
 
 
 def resolve(task: str | Task, folder: Folder) -> Task:
@@ -108,7 +101,7 @@ def read(task: Task, folder: Folder, split: str) -> Sequence[Record]:
       found = list(task.read(path, split))
     except UserError:
       raise
-    except _OTHER_LAYOUT as error:
+    except tables.OTHER_LAYOUT as error:
       raise UserError(
         f'{path}: not in the layout of {task.name}: {error!r}'
       ) from error

@@ -197,7 +197,7 @@ def pair_of(
     choices = tuple(
       choice.strip() for choice in row.get('answer_choices') or ()
     )
-  except (ValueError, LookupError, TypeError, AttributeError) as error:
+  except tables.OTHER_LAYOUT as error:
     raise UserError(
       f'{path}, line {number}: not an object with the texts'
       f' {" and ".join(_FIELDS)}: {error!r}'
