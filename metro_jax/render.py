@@ -111,7 +111,13 @@ class Template:
         choices = _parts(self._choices.render(values))
         values['answer_choices'] = choices
       parts = _parts(self._text.render(values))
-    except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
+    except IndexError:  # Nothing to choose from, as METRO-T0's code has it.
+      return None
+    except (
+      jinja2.TemplateError,
+      ArithmeticError,
+      *tables.OTHER_LAYOUT,
+    ) as error:
       raise UserError(f'{self._where}, record {number}: {error}') from None
     if len(parts) != 2 or not all(parts):
       return None

@@ -5,6 +5,8 @@
 """
 
 import functools
+import os
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -126,19 +128,23 @@ _SPLITS = {
 
 def has(task: Task, split: str) -> bool:
   """Whether TFDS has prepared a split of a task."""
-  from metro_jax.data import tfds_rows
-
-  return split in task.splits and tfds_rows.has(*_where(task, split))
+  return split in task.splits and _rows().has(*_where(task, split))
 
 
 def read(task: Task, split: str) -> Sequence[Record]:
   """All records of a split, as `registry.read` has them from files."""
-  from metro_jax.data import tfds_rows
-
   name, there = _where(task, split)
   _, convert = _DATASETS[task.name]
-  rows = tfds_rows.rows(name, there)
+  rows = _rows().rows(name, there)
   return [convert(row, number, task) for number, row in enumerate(rows)]
+
+
+def _rows() -> types.ModuleType:
+  """The reader; TensorFlow is loaded where TFDS is asked for, and quietly."""
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+  from metro_jax.data import tfds_rows
+
+  return tfds_rows
 
 
 def _where(task: Task, split: str) -> tuple[str, str]:

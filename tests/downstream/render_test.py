@@ -121,6 +121,8 @@ def entry(jinja, name='x'):
     ('{% for a in %} ||| x', "'x': Expected an expression"),
     ('{{ a.b.c }} ||| x', 'record 7'),
     ("{{ 'x' | fetch }} ||| x", "No filter named 'fetch'"),
+    ('{{ 1 // 0 }} ||| x', 'record 7: integer division or modulo by zero'),
+    ('{% for i in range(10000000) %}{% endfor %} ||| x', 'Range too big'),
     ('{% include "/etc/passwd" %} ||| x', 'no loader'),
   ],
 )
@@ -155,3 +157,7 @@ def test_most_frequent_and_none():
   found = template.render({'a': ['p', 'q', 'q', 'p', 'r']}, 0)
   assert found['inputs_pretokenized'] == 'p+q'
   assert template.render({'a': []}, 0) is None
+  drawn = render.Template(
+    pathlib.Path('t.yaml'), 'd', entry('{{ a | choice }}')
+  )
+  assert drawn.render({'a': []}, 0) is None

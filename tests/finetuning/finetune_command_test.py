@@ -71,6 +71,7 @@ def test_from_a_pretrained_folder_to_a_submission(tiny_run, tmp_path):
   [
     (['--gin.TASK=colla'], "no task 'colla'; did you mean cola?"),
     (['--gin.TASK_DIR=/nowhere'], 'TASK_DIR: /nowhere is not a folder'),
+    (['--gin.INITIAL_CHECKPOINT_PATH='], 'INITIAL_CHECKPOINT_PATH is empty'),
   ],
 )
 @pytest.mark.slow
