@@ -7,8 +7,12 @@ import pathlib
 import subprocess
 import sys
 
-# What these programs cost is their compilation.
-ENVIRONMENT = os.environ | {'XLA_FLAGS': '--xla_backend_optimization_level=0'}
+# What these programs cost is their compilation; the next start of a run finds
+# it done.
+ENVIRONMENT = os.environ | {
+  'XLA_FLAGS': '--xla_backend_optimization_level=0',
+  'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+}
 
 
 def finetune(pretrained, folder, model_dir, *words, check=True, task='sst2'):
