@@ -284,6 +284,8 @@ def _model_dir(name: str) -> pathlib.Path:
   for binding in reversed(_GIN_BINDINGS.value):
     given, _, value = binding.partition('=')
     if given.strip() == name:
+      if not value.strip():
+        raise UserError(f'{name} is empty: write --gin.{name}=FOLDER')
       path = pathlib.Path(str(gin.config.parse_value(value.strip())))
       if re.fullmatch(r'checkpoint_\d+', path.name):
         path = path.parent

@@ -90,6 +90,7 @@ _PARTS = {
     downstream.heads,
     downstream.own_task,
     downstream.period,
+    downstream.t0_mixture,
     downstream.test_datasets,
     downstream.text_task,
     downstream.train_steps,

@@ -8,7 +8,8 @@ Each run is a `python -m metro_jax.finetune` in a folder of its own; the same
 command goes on where it stopped. As the papers do, a grid is searched with one
 seed, and its best point is run with the others; without a grid, the recipe's
 own settings are run with all seeds. A run that fails, or whose loss is no
-number, is reported as failed and is in no median.
+number, is reported as failed and is in no median. OUTPUT/results.md, .json and
+.png hold the results so far.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from metro_jax import sweep_plot
 from metro_jax.errors import UserError
 from metro_jax.predictions import RESULT
 
@@ -271,6 +273,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       results.append(sweep_task(runner, task, grid, flags.seeds))
       (output / 'results.json').write_text(json.dumps(results, indent=2) + '\n')
       (output / 'results.md').write_text(markdown(results))
+      sweep_plot.draw(results, output / 'results.png')
     print(markdown(results), end='')
     return 0
   except UserError as error:

@@ -69,6 +69,26 @@ def test_search_then_seeds(tmp_path, runs, capsys):
   table = (tmp_path / 'results.md').read_text()
   assert '| cola | validation/mcc | 0.21 | 0.2 | 0.24 |' in table
   assert capsys.readouterr().out.endswith(table)
+  assert (tmp_path / 'results.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_a_dot_for_every_run_that_ended_well(tmp_path, runs, monkeypatch):
+  from matplotlib import pyplot
+
+  monkeypatch.setattr(pyplot, 'close', lambda figure: None)
+  assert call(tmp_path, '--task=cola,rte', '--grid=LEARNING_RATE=1,2') == 0
+  axes = pyplot.gcf().axes
+  monkeypatch.undo()
+  pyplot.close('all')
+  # Two points of the grid; of five seeds one failed and one diverged.
+  for axis, task in zip(axes, ('cola', 'rte'), strict=True):
+    assert axis.get_title(loc='left') == task
+    grid, seeds, median = (line.get_ydata() for line in axis.lines)
+    assert list(grid) == pytest.approx([0.1, 0.2])
+    assert list(seeds) == pytest.approx([0.2, 0.21, 0.24])
+    assert list(median) == pytest.approx([0.21, 0.21])
+    words = [label.get_text() for label in axis.get_xticklabels()]
+    assert words == ['grid, seed 0', '5 seeds\n2 failed']
 
 
 def test_goes_on_where_it_stopped(tmp_path, runs):

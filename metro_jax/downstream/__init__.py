@@ -21,5 +21,6 @@ from metro_jax.downstream.plan import warmup_steps as warmup_steps
 from metro_jax.downstream.registry import TASKS as TASKS
 from metro_jax.downstream.registry import resolve as resolve
 from metro_jax.downstream.squad_metrics import Answer as Answer
+from metro_jax.downstream.t0 import t0_mixture as t0_mixture
 from metro_jax.downstream.text import text_task as text_task
 from metro_jax.downstream.text_dataset import TextTaskDataset as TextTaskDataset

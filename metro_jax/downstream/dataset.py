@@ -295,10 +295,7 @@ def _load(
   stride: int,
 ) -> tuple[Sequence[Record], Encoded]:
   """Reads and encodes once a process: gin builds a dataset more than once."""
-  stamp = ''  # A file that is not there is for its reader to tell.
-  if registry.has(task, folder, split):
-    stats = [path.stat() for path in registry.paths(task, folder, split)]
-    stamp = repr([(s.st_size, s.st_mtime_ns) for s in stats])
+  stamp = registry.stamp(task, folder, split)
   return _cached(
     _ByName(task), folder, split, stamp, vocabulary, length, train, stride
   )

@@ -56,6 +56,7 @@ METRIC_NAMES = (
   *METRICS,
   *('exact', 'best_f1', 'best_exact', 'f1a', 'em'),
   *('rouge1', 'rouge2', 'rougeL'),
+  'median',
 )
 
 

@@ -8,32 +8,34 @@ import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
-from metro_jax.downstream import glue, nli, squad, superglue, text
+from metro_jax.downstream import (
+  glue,
+  nli,
+  squad,
+  superglue,
+  t0,
+  tables,
+  text,
+  tfds_tasks,
+)
 from metro_jax.downstream.records import Example, Passage, Record, Task
 from metro_jax.errors import UserError
 
 TASKS = {
   task.name: task
-  for module in (glue, nli, superglue, squad, text)
+  for module in (glue, nli, superglue, squad, text, t0)
   for task in module.TASKS
 }
 Folder = str | os.PathLike
-# What JSON may hold in the place of what belongs there is without end.
-_OTHER_LAYOUT = (
-  LookupError,
-  TypeError,
-  ValueError,
-  AttributeError,
-  RecursionError,
-)
 
 
 def resolve(task: str | Task, folder: Folder) -> Task:
-  """A task by name, or the user's own with its classes filled in.
+  """A task by name, with what only its folder tells filled in.
 
   Args:
     task: name or task.
-    folder: where its files are; read for classes that were left open.
+    folder: where its files are; read for classes that were left open, looked
+      through for the templates of a mixture.
   """
   if isinstance(task, str):
     if task not in TASKS:
@@ -43,7 +45,9 @@ def resolve(task: str | Task, folder: Folder) -> Task:
         f'TASK: there is no task {task!r}{hint} It is one of {sorted(TASKS)},'
         ' or @downstream.own_task()'
       )
-    return TASKS[task]
+    task = TASKS[task]
+  if isinstance(task, t0.Mixture):
+    return task.in_folder(folder)
   if task.kind != 'classification' or task.labels:
     return task
   found = {str(record.label) for record in read(task, folder, 'train')}
@@ -67,25 +71,37 @@ def paths(task: Task, folder: Folder, split: str) -> list[pathlib.Path]:
 
 
 def has(task: Task, folder: Folder, split: str) -> bool:
-  """Whether all files of a split are there."""
+  """Whether all of a split is there."""
+  if folder == tfds_tasks.FOLDER:
+    return tfds_tasks.has(task, split)
   return split in task.splits and all(
     path.is_file() for path in paths(task, folder, split)
   )
 
 
+def stamp(task: Task, folder: Folder, split: str) -> str:
+  """Another where the files of a split are other ones; '' without files."""
+  if folder == tfds_tasks.FOLDER or not has(task, folder, split):
+    return ''  # A file that is not there is for its reader to tell.
+  stats = [path.stat() for path in paths(task, folder, split)]
+  return repr([(s.st_size, s.st_mtime_ns) for s in stats])
+
+
 def read(task: Task, folder: Folder, split: str) -> Sequence[Record]:
-  """All records of a split.
+  """All records of a split, from its files or from TFDS.
 
   Raises:
     UserError: if a file is absent, broken, or of another layout.
   """
+  if folder == tfds_tasks.FOLDER:
+    return tfds_tasks.read(task, split)
   records: list[Record] = []
   for path in paths(task, folder, split):
     try:
       found = list(task.read(path, split))
     except UserError:
       raise
-    except _OTHER_LAYOUT as error:
+    except tables.OTHER_LAYOUT as error:
       raise UserError(
         f'{path}: not in the layout of {task.name}: {error!r}'
       ) from error

@@ -10,7 +10,7 @@ import functools
 import json
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,12 +46,12 @@ def _pairs(
     yield Example(row.get('idx', line - 1), texts(row), label)
 
 
-def _wic_texts(row: Mapping[str, Any]) -> tuple[str, ...]:
+def wic_texts(row: Mapping[str, Any]) -> tuple[str, ...]:
   """The marked word and the first sentence; the second sentence."""
   return (f'{row["word"]} {row["sentence1"]}', row['sentence2'])
 
 
-def _wsc_texts(row: Mapping[str, Any]) -> tuple[str, ...]:
+def wsc_texts(row: Mapping[str, Any]) -> tuple[str, ...]:
   """The text with the pronoun marked; what it may stand for."""
   target = row['target']
   words = row['text'].split(' ')
@@ -60,20 +60,22 @@ def _wsc_texts(row: Mapping[str, Any]) -> tuple[str, ...]:
   return (' '.join(words), target['span1_text'])
 
 
-def _copa(path: pathlib.Path, split: str) -> Iterator[Question]:
+def copa_question(
+  row: Mapping[str, Any], idx: Any, best: tuple[int, ...]
+) -> Question:
   """The premise with "because" or "so", and each alternative."""
+  premise = f'{row["premise"].rstrip(" .")} {_CONNECTIVE[row["question"]]}'
+  choices = ((premise, row['choice1']), (premise, row['choice2']))
+  return Question(idx, choices, (0, 1), best)
+
+
+def _copa(path: pathlib.Path, split: str) -> Iterator[Question]:
   del split
   fields = ('premise', 'choice1', 'choice2', 'question')
   for line, row in tables.jsonl(path, fields):
-    kind = tables.known(path, line, row['question'], tuple(_CONNECTIVE))
-    premise = f'{row["premise"].rstrip(" .")} {_CONNECTIVE[kind]}'
+    tables.known(path, line, row['question'], tuple(_CONNECTIVE))
     best = (int(row['label']),) if 'label' in row else ()
-    yield Question(
-      row.get('idx', line - 1),
-      ((premise, row['choice1']), (premise, row['choice2'])),
-      (0, 1),
-      best,
-    )
+    yield copa_question(row, row.get('idx', line - 1), best)
 
 
 def _multirc(path: pathlib.Path, split: str) -> Iterator[Example]:
@@ -94,23 +96,35 @@ def _multirc(path: pathlib.Path, split: str) -> Iterator[Example]:
         )
 
 
-def _record(path: pathlib.Path, split: str) -> Iterator[Question]:
+def record_question(
+  idx: Any,
+  passage: str,
+  query: str,
+  entities: Iterable[str],
+  answers: Iterable[str],
+) -> Question:
   """The query with each entity of the passage in the placeholder's place."""
+  names, right = sorted(set(entities)), tuple(sorted(set(answers)))
+  shown = re.sub(r'\s*@highlight\s*', ' ', passage)
+  choices = tuple(
+    (shown, query.replace('@placeholder', entity)) for entity in names
+  )
+  best = tuple(n for n, name in enumerate(names) if name in right)
+  return Question(idx, choices, tuple(names), best, right)
+
+
+def _record(path: pathlib.Path, split: str) -> Iterator[Question]:
   del split
   for _, row in tables.jsonl(path, ('passage', 'qas')):
     text = row['passage']['text']
-    entities = sorted(
-      {text[e['start'] : e['end'] + 1] for e in row['passage']['entities']}
-    )
-    shown = re.sub(r'\s*@highlight\s*', ' ', text)
+    entities = [
+      text[e['start'] : e['end'] + 1] for e in row['passage']['entities']
+    ]
     for query in row['qas']:
-      answers = tuple(sorted({a['text'] for a in query.get('answers', ())}))
-      choices = tuple(
-        (shown, query['query'].replace('@placeholder', entity))
-        for entity in entities
+      answers = [a['text'] for a in query.get('answers', ())]
+      yield record_question(
+        query['idx'], text, query['query'], entities, answers
       )
-      best = tuple(n for n, name in enumerate(entities) if name in answers)
-      yield Question(query['idx'], choices, tuple(entities), best, answers)
 
 
 def score_multirc(
@@ -256,7 +270,7 @@ TASKS = (
     'superglue_rte', 'RTE', *_field_pair('premise', 'hypothesis'), _TWO_WAY
   ),
   _classification(
-    'wic', 'WiC', ('word', 'sentence1', 'sentence2'), _wic_texts, _BOOLEAN
+    'wic', 'WiC', ('word', 'sentence1', 'sentence2'), wic_texts, _BOOLEAN
   ),
-  _classification('wsc', 'WSC', ('text', 'target'), _wsc_texts, _BOOLEAN),
+  _classification('wsc', 'WSC', ('text', 'target'), wsc_texts, _BOOLEAN),
 )

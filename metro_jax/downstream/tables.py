@@ -8,6 +8,15 @@ from typing import Any
 
 from metro_jax.errors import UserError
 
+# What JSON may hold in the place of what belongs there is without end.
+OTHER_LAYOUT = (
+  LookupError,
+  TypeError,
+  ValueError,
+  AttributeError,
+  RecursionError,
+)
+
 
 def lines(path: pathlib.Path) -> list[str]:
   """Lines of a UTF-8 file, a byte-order mark left out."""

@@ -57,8 +57,12 @@ def _read(
   needed = (source, *(() if hidden else (target,)))
   for line, row in readers[path.suffix](path, needed):
     targets = row.get(target, '')
-    references = tuple(targets) if isinstance(targets, list) else (targets,)
-    options = tuple(row.get(choices) or ()) if choices else ()
+    targets = targets if isinstance(targets, list) else [targets]
+    # P3 has white space around its targets, and none around its choices.
+    references = tuple(text.strip() for text in targets)
+    options = (
+      tuple(o.strip() for o in row.get(choices) or ()) if choices else ()
+    )
     text = (
       ' '.join(row[source]) if isinstance(row[source], list) else (row[source])
     )

@@ -8,16 +8,25 @@ from typing import Any
 import numpy as np
 
 from metro_jax.data import files, hashing, vocabularies
-from metro_jax.downstream import registry
+from metro_jax.downstream import registry, t0
 from metro_jax.downstream.dataset import Tasks, epoch_order, with_folders
+from metro_jax.downstream.records import Task
+from metro_jax.downstream.t0_stream import Stream
+from metro_jax.downstream.text import TextPair
 from metro_jax.errors import UserError
+
+# Token ids of an input and of a target.
+_Example = tuple[list[int], list[int]]
+# So many examples of a mixture tell how many are too long.
+_LOOKED_AT = 500
 
 
 class TextTaskDataset:
   """One split of text-to-text tasks; several are one stream.
 
   For training and writing, an example is a record. For rank classification,
-  outside training, it is a choice.
+  outside training, it is a choice. What a mixture is trained on is read and
+  tokenised batch by batch; all else when the dataset is made.
 
   Attributes:
     batch_size: examples of a global batch.
@@ -80,40 +89,66 @@ class TextTaskDataset:
     if not isinstance(vocabulary, vocabularies.Vocabulary):
       vocabulary = vocabularies.Vocabulary(vocabulary)
     self.vocabulary, self.vocab_size = vocabulary, vocabulary.size
-    self.records = [registry.read(t, f, split) for t, f in pairs]
-    self._encode()
-    self.num_examples = len(self._examples)
-    stamps = [(r.source, r.target) for part in self.records for r in part]
+    self._stream: Stream | None = None
+    content = self._open(pairs)
     self.fingerprint = hashing.short_hash(
-      hashing.text_hash(repr(stamps)),
+      content,
       [t.name for t in self.tasks],
       (split, length, target_length, batch_size, seed, shuffle, end_id),
       vocabulary.hash,
     )
-    if self.truncated:
-      files.say(
-        f'{"+".join(t.name for t in self.tasks)} {split}: {self.truncated} of'
-        f' {2 * self.num_examples} inputs and targets were too long and were'
-        ' cut'
-      )
 
-  def _encode(self) -> None:
-    """Examples as (input ids, target ids), and the record of each."""
-    self._examples: list[tuple[list[int], list[int]]] = []
+  def _open(self, pairs: Sequence[tuple[Task, Any]]) -> Any:
+    """Reads the tasks; returns what identifies their content."""
+    self._examples: list[_Example] = []
     self.owners: list[int] = []
     self.truncated = 0
+    mixtures = [t for t in self.tasks if isinstance(t, t0.Mixture)]
+    if mixtures and len(pairs) > 1:
+      raise UserError(f'TASK: {mixtures[0].name} is a mixture; give it alone')
+    if mixtures and self.split == 'train':
+      return self._open_mixture(*pairs[0])
+    self.records = [registry.read(t, f, self.split) for t, f in pairs]
     records = [record for part in self.records for record in part]
     for owner, record in enumerate(records):
-      texts = (record.target,)
-      if record.choices and not self.shuffle:
-        texts = record.choices
-      source = self._cut(self.vocabulary.encode(record.source), self.length - 2)
-      row = [vocabularies.CLS, *source, vocabularies.SEP]
-      for text in texts:
-        room = self.target_length - 1
-        target = self._cut(self.vocabulary.encode(text), room)
-        self._examples.append((row, [*target, self.end_id]))
-        self.owners.append(owner)
+      examples = self._encode(record)
+      self._examples += examples
+      self.owners += [owner] * len(examples)
+    self.num_examples = len(self._examples)
+    self._tell_cut(self.num_examples)
+    return hashing.text_hash(repr([(r.source, r.target) for r in records]))
+
+  def _open_mixture(self, task: t0.Mixture, folder: Any) -> str:
+    self._stream = Stream(task, folder, self.seed)
+    self.num_examples = self._stream.num_examples
+    seen = range(0, self.num_examples, -(-self.num_examples // _LOOKED_AT))
+    for number in seen:
+      self._encode(self._stream.example(0, number))
+    self._tell_cut(len(seen))
+    return self._stream.fingerprint
+
+  def _tell_cut(self, seen: int) -> None:
+    if self.truncated:
+      files.say(
+        f'{"+".join(t.name for t in self.tasks)} {self.split}: {self.truncated}'
+        f' of {2 * seen} inputs and targets were too long and were cut'
+      )
+
+  def _encode(self, record: TextPair) -> list[_Example]:
+    """Its examples: one, or one for each choice."""
+    texts = (record.target,)
+    if record.choices and not self.shuffle:
+      texts = record.choices
+    source = self._cut(self.vocabulary.encode(record.source), self.length - 2)
+    row = [vocabularies.CLS, *source, vocabularies.SEP]
+    room = self.target_length - 1
+    targets = [self._cut(self.vocabulary.encode(text), room) for text in texts]
+    return [(row, [*target, self.end_id]) for target in targets]
+
+  def _example(self, epoch: int, number: int) -> _Example:
+    if self._stream is None:
+      return self._examples[number]
+    return self._encode(self._stream.example(epoch, number))[0]
 
   def _cut(self, ids: list[int], room: int) -> list[int]:
     self.truncated += len(ids) > room
@@ -136,10 +171,12 @@ class TextTaskDataset:
   ) -> dict[str, np.ndarray]:
     """The batch of a step, or some of its rows, for `TextToTextModel`."""
     index = epoch_order(self, step, rows)
+    first = rows.indices(self.batch_size)[0] if rows else 0
     tokens = np.zeros((len(index), self.length), np.int32)
     targets = np.zeros((len(index), self.target_length), np.int32)
     for row in np.flatnonzero(index >= 0):
-      source, target = self._examples[index[row]]
+      epoch = (step * self.batch_size + first + int(row)) // self.num_examples
+      source, target = self._example(epoch, int(index[row]))
       tokens[row, : len(source)] = source
       targets[row, : len(target)] = target
     return {

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Benchmarks' files that are not what they should be: records, or one line."""
 
+import dataclasses
 import json
 
 import hypothesis
@@ -9,7 +10,7 @@ from fuzzing import changed, changes, fuzz, or_one_line
 from hypothesis import strategies
 from readers_test import GLUE, SUPERGLUE
 
-from metro_jax import minimal_pairs
+from metro_jax import downstream, minimal_pairs
 from metro_jax.downstream import registry
 from metro_jax.downstream.own import own_task
 from metro_jax.downstream.records import Example
@@ -35,6 +36,15 @@ SQUAD = {
 SQUAD_TASK, SNLI_TASK = registry.TASKS['squad2'], registry.TASKS['snli']
 SNLI = {'gold_label': 'entailment', 'sentence1': 'A.', 'sentence2': 'B.'}
 OWN = own_task('train.tsv', 'dev.jsonl', labels=('yes', 'no'))
+P3 = {
+  'inputs_pretokenized': 'A?',
+  'targets_pretokenized': ' yes',
+  'answer_choices': ['yes', 'no'],
+}
+T0 = dataclasses.replace(
+  downstream.t0_mixture((), ('quail',)), splits={'validation': ('t0.jsonl',)}
+)
+TEXTS = downstream.text_task('a.jsonl', 'b.jsonl', choices='answer_choices')
 # (task, file, content, split).
 FILES = [
   *(
@@ -54,6 +64,8 @@ FILES = [
   ),
   (OWN, 'train.tsv', 'text\tlabel\nA\tyes\nB\tno\n', 'train'),
   (OWN, 'dev.jsonl', '{"text": "A", "label": "no"}\n', 'validation'),
+  (T0, 't0.jsonl', json.dumps(P3), 'validation'),
+  (TEXTS, 'b.jsonl', json.dumps(P3), 'validation'),
 ]
 
 

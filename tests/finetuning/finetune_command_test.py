@@ -2,7 +2,6 @@
 """One command from a pretrained MODEL_DIR to a submission file."""
 
 import json
-import os
 import pathlib
 import random
 import subprocess
@@ -10,6 +9,7 @@ import sys
 
 import pytest
 import tiny_run
+from finetune_runs import ENVIRONMENT, finetune, history
 
 pytest_plugins = ('tiny_run',)
 
@@ -36,35 +36,6 @@ def make_task(root: pathlib.Path, train: int) -> pathlib.Path:
   for name, count in (('train', train), ('dev', 37), ('test', 5)):
     write_split(folder, name, count)
   return folder.parent
-
-
-def finetune(pretrained, glue, model_dir, *words, check=True, task='sst2'):
-  macros = {
-    'TASK': task,
-    'TASK_DIR': glue,
-    'INITIAL_CHECKPOINT_PATH': pretrained,
-    'MODEL_DIR': model_dir,
-  }
-  command = [
-    sys.executable,
-    '-m',
-    'metro_jax.finetune',
-    '--gin_file=finetune/tiny.gin',
-    *(f'--gin.{name}={value}' for name, value in macros.items()),
-    *words,
-  ]
-  return subprocess.run(
-    command,
-    capture_output=True,
-    text=True,
-    check=check,
-    env=os.environ | {'XLA_FLAGS': ''},
-  )
-
-
-def history(model_dir: pathlib.Path) -> list[dict]:
-  path = model_dir / 'training_eval' / 'validation' / 'metrics.jsonl'
-  return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_from_a_pretrained_folder_to_a_submission(tiny_run, tmp_path):
@@ -100,6 +71,7 @@ def test_from_a_pretrained_folder_to_a_submission(tiny_run, tmp_path):
   [
     (['--gin.TASK=colla'], "no task 'colla'; did you mean cola?"),
     (['--gin.TASK_DIR=/nowhere'], 'TASK_DIR: /nowhere is not a folder'),
+    (['--gin.INITIAL_CHECKPOINT_PATH='], 'INITIAL_CHECKPOINT_PATH is empty'),
   ],
 )
 @pytest.mark.slow
@@ -141,6 +113,6 @@ def test_learns_and_goes_on(tiny_run, tmp_path):
     capture_output=True,
     text=True,
     check=True,
-    env=os.environ | {'XLA_FLAGS': ''},
+    env=ENVIRONMENT,
   )
   assert f'accuracy       {lines[-1]["accuracy"]:.6g}' in done.stdout

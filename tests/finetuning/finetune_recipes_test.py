@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 RECIPES = [
   path
   for path in sorted((ROOT / 'gin_configs' / 'finetune').glob('*.gin'))
-  if path.stem != 'text_to_text'
+  if path.stem not in ('text_to_text', 'metro_t0')
 ]
 
 
@@ -55,7 +55,8 @@ def test_recipes_build(recipe, configuration, tmp_path):
   assert f'`finetune/{recipe.name}`' in page
 
 
-def test_text_to_text_builds(tmp_path):
+@pytest.mark.parametrize('recipe', ['text_to_text', 'metro_t0'])
+def test_text_to_text_builds(recipe, tmp_path):
   import metro_jax.gin_registration  # noqa: F401
 
   gin.clear_config()
@@ -65,10 +66,13 @@ def test_text_to_text_builds(tmp_path):
   gin.parse_config_file('metro_t5/tiny.gin')
   gin.parse_config('PRETRAINED_MODEL = @models.PretrainingModel()')
   gin.parse_config_file('gin_configs/runs/finetune.gin')
-  gin.parse_config_file('finetune/text_to_text.gin')
+  gin.parse_config_file(f'finetune/{recipe}.gin')
+  page = (ROOT / 'docs' / 'finetuning.md').read_text()
+  assert f'`finetune/{recipe}.gin`' in page
   bind(TASK='xsum', TASK_DIR=str(tmp_path))
   model = gin.query_parameter('%MODEL').scoped_configurable_fn()
-  assert (model.ranks, model.target_length) == (False, 64)
+  length = 256 if recipe == 'metro_t0' else 64
+  assert (model.ranks, model.target_length) == (False, length)
   gin.parse_config('MODEL = @models.with_heads()')
   with pytest.raises(ValueError, match="'generation' tasks have no head on an"):
     gin.query_parameter('%MODEL').scoped_configurable_fn()

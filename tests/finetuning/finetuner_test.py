@@ -6,7 +6,6 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pretrain_models
 import pytest
 
@@ -168,39 +167,6 @@ def program(model, batch, shapes):
     lambda p: model.loss_fn(p, batch, jax.random.key(1), 0, True)[0]
   )(shapes)
   return re.sub('0x[0-9a-f]+', '', str(traced))
-
-
-@pytest.mark.slow
-def test_pdr_lowers_the_change_under_noise():
-  """Sixty steps of Adam with and without it, then the same measure.
-
-  A number, because a classifier of three examples is soon so sure that noise
-  cannot change its mind, with or without.
-  """
-  wide = finetune.PosteriorDifferential(weight=10.0, radius=1.0)
-  optimizer = optax.adam(3e-3)
-
-  def trained(regularizer):
-    model = build('regression', regularizer, dropout=0.0)
-    batch = make_batch(model)
-    params = init(model, batch)
-    slots = optimizer.init(params)
-
-    @jax.jit
-    def step(params, slots, key):
-      gradients = jax.grad(lambda p: model.loss_fn(p, batch, key, 0, True)[0])(
-        params
-      )
-      updates, slots = optimizer.update(gradients, slots)
-      return optax.apply_updates(params, updates), slots
-
-    for key in jax.random.split(jax.random.key(0), 60):
-      params, slots = step(params, slots, key)
-    measure = build('regression', wide, dropout=0.0)
-    _, metrics = value(measure, params, batch, train=True)
-    return metrics['pdr/task'].compute()
-
-  assert trained(wide) < 0.5 * trained(None)
 
 
 def test_several_tasks_keep_to_their_rows():
