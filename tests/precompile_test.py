@@ -315,9 +315,11 @@ def test_a_job_that_cannot_fit_is_not_compiled():
 
 @pytest.mark.slow
 @needs('jax_cuda13_plugin')
-def test_xl_fits_a_real_cluster():
-  parameters = 1.79e9
-  report = page('--gin_file=metro_lm/xl.gin', '--target=h200:256')
+@pytest.mark.parametrize(
+  ('recipe', 'parameters'), [('xl', 1.79e9), ('xxl', 6.0e9)]
+)
+def test_the_largest_fit_a_real_cluster(recipe, parameters):
+  report = page(f'--gin_file=metro_lm/{recipe}.gin', '--target=h200:256')
   assert report['devices'] == 256 and report['fits']
   memory = report['memory']
   # Table 4's stage 1, with float32 weights: 4 bytes each, and moments split.
