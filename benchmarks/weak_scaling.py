@@ -133,12 +133,14 @@ def draw(kinds: dict[str, list[Report]], path: str) -> None:
   reached.set_title('Share of peak FLOP/s: nothing to all hidden', fontsize=10)
   reached.set_ylim(0, 1.02)
   sent.set_ylim(bottom=0)
+  counts = sorted({r['devices'] for reports in kinds.values() for r in reports})
   for axes in (sent, reached):
     axes.set_xscale('log', base=2)
+    axes.set_xticks(counts, [f'{n:,}' for n in counts])
     axes.set_xlabel('devices')
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
-      axes.legend(frameon=False)
+      axes.legend(frameon=False, loc='lower right')
   figure.tight_layout()
   figure.savefig(path, dpi=120)
 
