@@ -7,9 +7,9 @@
 Pretrains METRO-LM on the text, and the same main model by masked language
 modelling (BERT's) for the same time: both recipes are timed first, in turn, and
 MLM takes as many more steps as its steps are faster. Then fine-tunes both, and
-the same network from a random start, with the same settings, --finetune_steps
-steps of 32 rows, and --seeds seeds a task. OUTPUT/table.md has medians and
-spreads.
+the same network from a random start, for --finetune_steps steps of 32 rows:
+each searches --grid with one seed, and runs its best point with --seeds seeds.
+OUTPUT/table.md has medians and spreads.
 
 The same command goes on where it was stopped. Other words go to pretraining:
 --gin.LENGTH=128.
@@ -25,6 +25,7 @@ from typing import Any
 
 from metro_jax import ablate, sweep
 from metro_jax.data import command_line
+from metro_jax.downstream import registry
 from metro_jax.errors import UserError
 
 RECIPES = {'metro_lm': 'metro_lm/tiny.gin', 'mlm': 'mlm/tiny.gin'}
@@ -37,7 +38,7 @@ TIMED = {
   'EVAL_STEPS': 1,
 }
 TINY = '--gin_file=finetune/tiny.gin'
-# About as many tokens as the longest sentences of CoLA and SST-2 have.
+# Tokens; one in fifty sentences of CoLA's validation set is longer.
 TASK_LENGTH = 32
 
 
@@ -91,10 +92,11 @@ def finetune(
   folders: Mapping[str, pathlib.Path],
   tasks: Sequence[str],
   bound: Mapping[str, Any],
+  grid: Mapping[str, Sequence[Any]],
   seeds: int,
   output: pathlib.Path,
 ) -> dict[str, list[dict[str, Any]]]:
-  """Fine-tunes all with all seeds; the results of `sweep`, task by task."""
+  """Fine-tunes from each start; the results of `sweep`, task by task."""
   scratch = '--gin_file=finetune/from_scratch.gin'
   starts = {name: (folder, [TINY]) for name, folder in folders.items()}
   starts[SCRATCH] = (folders['metro_lm'], [TINY, scratch])
@@ -104,7 +106,8 @@ def finetune(
       macros = {**bound, 'INITIAL_CHECKPOINT_PATH': folder}
       words = [*files, *(f'--gin.{k}={v}' for k, v in macros.items())]
       place = output / 'finetuned' / name.replace(' ', '_')
-      result = sweep.sweep_task(sweep.Sweep(place, words), task, {}, seeds)
+      runner = sweep.Sweep(place, words)
+      result = sweep.sweep_task(runner, task, grid, seeds)
       results.setdefault(name, []).append(result)
       (output / 'table.md').write_text(table(results))
       (output / 'table.json').write_text(json.dumps(results, indent=2) + '\n')
@@ -140,11 +143,17 @@ def main(argv: list[str]) -> None:
   add('--tasks', default='cola,sst2')
   add('--output', default='runs/downstream', metavar='DIR')
   add('--steps', type=int, default=4000, help='of METRO-LM')
+  add('--grid', default='LEARNING_RATE=3e-4,1e-3,3e-3', help="as sweep's")
   add('--finetune_steps', type=int, default=1000, help='of every task')
   add('--seeds', type=int, default=5)
   flags, words = parser.parse_known_args(argv)
   if not glob.glob(flags.text, recursive=True):
     raise UserError(f'--text={flags.text}: no such file')
+  grid, tasks = sweep.parse_grid(flags.grid), flags.tasks.split(',')
+  for task in tasks:  # A mistake is told now, not after the pretraining.
+    resolved = registry.resolve(task, flags.task_dir)
+    for split in ('train', 'validation'):
+      registry.read(resolved, flags.task_dir, split)
   output = pathlib.Path(flags.output)
   output.mkdir(parents=True, exist_ok=True)
   folders = pretrain(
@@ -155,8 +164,7 @@ def main(argv: list[str]) -> None:
     'TASK_LENGTH': TASK_LENGTH,
     'TRAIN_STEPS': flags.finetune_steps,
   }
-  tasks = flags.tasks.split(',')
-  results = finetune(folders, tasks, bound, flags.seeds, output)
+  results = finetune(folders, tasks, bound, grid, flags.seeds, output)
   print(table(results), end='')
 
 

@@ -19,15 +19,15 @@ between which numbers they lie with 95 % certainty:
 import argparse
 import dataclasses
 import itertools
-import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from scipy import stats
 
 from benchmarks import native, shapes
 from metro_jax import health, models, training
@@ -172,7 +172,7 @@ def _print(
   saving: list[float],
 ) -> None:
   step = statistics.median(times['guarded'])
-  turns = [sum(turn) for turn in batched(times['guarded'], flags.steps)]
+  turns = np.reshape(times['guarded'], (-1, flags.steps)).sum(axis=1)
   rows = {
     'loop': _ratios(quiet, turns[1::2]),
     'guard': _ratios(times['guarded'], times['plain']),
@@ -184,30 +184,12 @@ def _print(
   print('| what | median | between | and | measured |')
   print('| --- | --- | --- | --- | --- |')
   for name, values in rows.items():
-    low, high = interval(values)
+    median = stats.quantile_test(values, p=0.5)
+    low, high = median.confidence_interval(0.95)
     print(
       f'| {name} | {statistics.median(values):.3f} | {low:.3f} | {high:.3f}'
       f' | {len(values)} times |'
     )
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-  """Where the median lies with 95 % certainty, whatever the distribution.
-
-  How many of n values are below the median is binomial, so the ranks are
-  n / 2 -+ 1.96 sqrt(n) / 2.
-  """
-  ordered, middle = sorted(values), len(values) / 2
-  reach = 0.98 * math.sqrt(len(values))
-  low = max(0, math.floor(middle - reach) - 1)
-  high = min(len(values) - 1, math.ceil(middle + reach))
-  return ordered[low], ordered[high]
-
-
-def batched(values: Sequence[float], size: int) -> Iterator[Sequence[float]]:
-  """Parts of a sequence (itertools has it from Python 3.12)."""
-  for start in range(0, len(values), size):
-    yield values[start : start + size]
 
 
 def _ratios(ours: Sequence[float], bare: Sequence[float]) -> list[float]:

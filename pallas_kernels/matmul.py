@@ -30,11 +30,15 @@ def matmul(x: jax.Array, w: jax.Array, dtype=None) -> jax.Array:
   return _forward(x, w, dtype)[0]
 
 
-def _product(a, b, a_axis, b_axis, dtype):
+def product(
+  a: jax.Array, b: jax.Array, a_axis: int, b_axis: int, dtype, precision=None
+) -> jax.Array:
+  """Sums over one axis of each, in float32; [*rest of a, *rest of b]."""
   y = lax.dot_general(
     a,
     b,
     (((a_axis,), (b_axis,)), ((), ())),
+    precision=precision,
     preferred_element_type=jnp.float32,
   )
   return y.astype(dtype)
@@ -42,7 +46,7 @@ def _product(a, b, a_axis, b_axis, dtype):
 
 def _forward(x, w, dtype):
   # Not through `matmul`: a rematerialisation policy must see the product.
-  y = _product(x, w.astype(x.dtype), x.ndim - 1, 0, dtype or x.dtype)
+  y = product(x, w.astype(x.dtype), x.ndim - 1, 0, dtype or x.dtype)
   return y, (x, w)
 
 
@@ -50,7 +54,7 @@ def _backward(dtype, residuals, g):
   del dtype  # The cotangent multiplies in x's dtype, as the forward pass did.
   x, w = residuals
   g = g.astype(x.dtype)
-  dx = _product(g, w.astype(g.dtype), g.ndim - 1, 1, x.dtype)
+  dx = product(g, w.astype(g.dtype), g.ndim - 1, 1, x.dtype)
   return dx, weight_gradient(x, g, w.dtype)
 
 
@@ -60,12 +64,12 @@ def weight_gradient(x: jax.Array, g: jax.Array, dtype) -> jax.Array:
   g = g.reshape(-1, g.shape[-1])
 
   def plain(x, g):
-    return _product(x, g, 0, 0, dtype)
+    return product(x, g, 0, 0, dtype)
 
   def narrow_left(x, g):
     if x.shape[-1] <= g.shape[-1]:
       return lax.optimization_barrier(plain(x, g))
-    return lax.optimization_barrier(_product(g, x, 0, 0, dtype)).T
+    return lax.optimization_barrier(product(g, x, 0, 0, dtype)).T
 
   return lax.platform_dependent(x, g, cpu=narrow_left, default=plain)
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import sampling
+from pallas_kernels.matmul import product
 
 
 @functools.partial(
@@ -54,7 +55,8 @@ def vocab_logits(
 
 def _logits_forward(features, table, bias):
   # Not through `vocab_logits`: a rematerialisation policy must see the product.
-  y = _product(features, table.astype(features.dtype), features.ndim - 1, 1)
+  cast = table.astype(features.dtype)
+  y = product(features, cast, features.ndim - 1, 1, jnp.float32)
   y = y if bias is None else y + bias.astype(jnp.float32)
   return y, (features, table, bias)
 
@@ -65,24 +67,13 @@ def _logits_backward(residuals, g):
   d_bias = None
   if bias is not None:
     ones = jnp.ones(wide.shape[0], jnp.float32)
-    d_bias = _product(ones, wide, 0, 0, jax.lax.Precision.HIGHEST)
-    d_bias = d_bias.astype(bias.dtype)
+    exact = jax.lax.Precision.HIGHEST
+    d_bias = product(ones, wide, 0, 0, bias.dtype, exact)
   # The cotangent multiplies in the dtype that the forward pass multiplied in.
   g, wide = g.astype(features.dtype), wide.astype(features.dtype)
   flat = features.reshape(-1, features.shape[-1])
-  d_features = _product(g, table.astype(g.dtype), g.ndim - 1, 0)
-  d_table = _product(wide, flat, 0, 0)
-  return d_features.astype(features.dtype), d_table.astype(table.dtype), d_bias
-
-
-def _product(a, b, a_axis, b_axis, precision=None):
-  return jax.lax.dot_general(
-    a,
-    b,
-    (((a_axis,), (b_axis,)), ((), ())),
-    precision=precision,
-    preferred_element_type=jnp.float32,
-  )
+  d_features = product(g, table.astype(g.dtype), g.ndim - 1, 0, g.dtype)
+  return d_features, product(wide, flat, 0, 0, table.dtype), d_bias
 
 
 vocab_logits.defvjp(_logits_forward, _logits_backward)
@@ -132,10 +123,10 @@ def cross_entropy(
   lse = jnp.log(jnp.sum(jnp.exp(x - peak), axis=-1)) + peak[..., 0]
   # jnp.argmax reduces pairs, which CPUs do not vectorise.
   best = jnp.min(jnp.where(x == peak, ids, x.shape[-1]), axis=-1)
-  return lse - at_target(x, targets), lse, best
+  return lse - _at_target(x, targets), lse, best
 
 
-def at_target(x: jax.Array, targets: jax.Array) -> jax.Array:
+def _at_target(x: jax.Array, targets: jax.Array) -> jax.Array:
   """Logits [...] of targets int32 [...], of x [..., vocabulary]."""
 
   def gathered(x, targets):

@@ -9,6 +9,7 @@ import pytest
 
 from metro_jax import downstream
 from metro_jax.downstream import registry, t0
+from metro_jax.downstream.dataset import epoch_order
 from metro_jax.downstream.t0_stream import Stream
 from metro_jax.errors import UserError
 
@@ -117,8 +118,6 @@ def test_batches_are_a_function_of_the_step(folder, vocabulary):
 
 
 def _order(dataset, count):
-  from metro_jax.downstream.dataset import epoch_order
-
   steps = range(count // dataset.batch_size)
   return np.concatenate([epoch_order(dataset, s, None) for s in steps])
 
