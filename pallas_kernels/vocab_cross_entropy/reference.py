@@ -126,18 +126,19 @@ def cross_entropy(
   return lse - _at_target(x, targets), lse, best
 
 
-def _at_target(x: jax.Array, targets: jax.Array) -> jax.Array:
-  """Logits [...] of targets int32 [...], of x [..., vocabulary]."""
-
-  def gathered(x, targets):
-    return jnp.take_along_axis(x, targets[..., None], axis=-1)[..., 0]
-
-  def summed(x, targets):
-    # Where the vocabulary is split over devices, a gather would collect it.
-    ids = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
-    return jnp.sum(jnp.where(ids == targets[..., None], x, 0.0), axis=-1)
-
+def _at_target(x, targets):
   return jax.lax.platform_dependent(x, targets, cpu=gathered, default=summed)
+
+
+def gathered(x: jax.Array, targets: jax.Array) -> jax.Array:
+  """Logits [...] of targets int32 [...], of x [..., vocabulary]."""
+  return jnp.take_along_axis(x, targets[..., None], axis=-1)[..., 0]
+
+
+def summed(x: jax.Array, targets: jax.Array) -> jax.Array:
+  """The same; a gather would collect a vocabulary that devices share."""
+  ids = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
+  return jnp.sum(jnp.where(ids == targets[..., None], x, 0.0), axis=-1)
 
 
 def _forward(x, targets):

@@ -9,6 +9,7 @@ import quick
 
 import pallas_kernels
 from pallas_kernels import backend
+from pallas_kernels.vocab_cross_entropy import reference
 
 EPS = {jnp.float32: 2.0**-23, jnp.bfloat16: 2.0**-8}
 
@@ -81,6 +82,24 @@ def test_matmul_weight_gradient_is_not_rounded_to_bfloat16():
   assert float(dw[0, 0]) == 1000.0  # bfloat16 has 1000 but not 1001.
   _, pull = jax.vjp(pallas_kernels.matmul, x.at[0].set(2.0), w)
   assert float(pull(g)[1][0, 0]) == 1001.0
+
+
+def test_vocab_logits_gradients_are_not_rounded_to_bfloat16():
+  features = jnp.ones((1001, 1), jnp.bfloat16)
+  table, bias = jnp.ones((3, 1), jnp.float32), jnp.zeros(3, jnp.float32)
+  y, pull = jax.vjp(pallas_kernels.vocab_logits, features, table, bias)
+  d_features, d_table, d_bias = pull(jnp.ones_like(y))
+  assert (y.dtype, d_features.dtype) == (jnp.float32, jnp.bfloat16)
+  np.testing.assert_array_equal(d_features, 3.0)
+  np.testing.assert_array_equal(d_table, 1001.0)
+  np.testing.assert_array_equal(d_bias, 1001.0)
+
+
+def test_targets_logits_are_the_same_on_all_platforms():
+  x, targets = normal(0, 2, 3, 11), jnp.array([[0, 10, 4], [4, 4, 7]])
+  want = np.take_along_axis(np.asarray(x), np.asarray(targets)[..., None], -1)
+  for of_targets in (reference.gathered, reference.summed):
+    np.testing.assert_array_equal(of_targets(x, targets), want[..., 0])
 
 
 def naive_cross_entropy(features, table, bias, targets):
