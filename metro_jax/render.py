@@ -261,6 +261,8 @@ def main(argv: list[str]) -> None:
   flags = parser.parse_args(argv)
   labels = [name for name in flags.labels.split(',') if name]
   path = pathlib.Path(flags.input).expanduser()
+  if not path.is_file():
+    raise UserError(f'--input={flags.input}: no such file')
   records = list(rows(path, labels))
   output = pathlib.Path(flags.output).expanduser()
   counts = render(

@@ -146,6 +146,8 @@ def test_mistakes(folder):
       call(folder)
   with pytest.raises(UserError, match='No such file'):
     render.load(folder / 'nowhere.yaml')
+  with pytest.raises(UserError, match=r'--input=none\.jsonl: no such file'):
+    call(folder, '--input=none.jsonl')
 
 
 def test_most_frequent_and_none():
