@@ -19,7 +19,7 @@ import time
 import jax
 import numpy as np
 
-from metro_jax import models, modules, pretrain, training
+from metro_jax import host_memory, models, modules, pretrain, training
 from metro_jax.pretrain import MLM, RTD
 from metro_jax.training.state import TrainState, unbox
 from metro_jax.training.step import make_train_step
@@ -110,6 +110,7 @@ def main() -> None:
   parser.add_argument('--rows', type=int, default=8)
   parser.add_argument('--rounds', type=int, default=20)
   flags = parser.parse_args()
+  host_memory.keep_pages()
   recipes = programs(flags.divide)
   frozen = {'online': ('auxiliary/.*',)}
   steppers = {

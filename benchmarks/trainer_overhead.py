@@ -30,7 +30,7 @@ import numpy as np
 from scipy import stats
 
 from benchmarks import native, shapes
-from metro_jax import health, models, training
+from metro_jax import health, host_memory, models, training
 from metro_jax.training import guards, initialization
 
 
@@ -76,6 +76,7 @@ class StaticDataset:
 def main() -> None:
   """Entry point."""
   flags = _flags()
+  host_memory.keep_pages()
   shape = shapes.SHAPES[flags.shape]
   model = models.PretrainingModel(
     native.metro_lm(shape, flags.dtype, flags.kernels)
@@ -126,7 +127,7 @@ def _flags() -> argparse.Namespace:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   add = parser.add_argument
-  add('--shape', default='mini', help='mini, small or base')
+  add('--shape', default='mini', help='tiny, mini, small or base')
   add('--dtype', default='float32')
   add('--kernels', default='auto', help='auto, xla or pallas')
   add('--turns', type=int, default=10)

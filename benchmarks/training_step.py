@@ -41,7 +41,9 @@ def main() -> None:
   if flags.threads:  # Before anything starts its threads.
     os.sched_setaffinity(0, list(os.sched_getaffinity(0))[: flags.threads])
   from benchmarks import shapes
+  from metro_jax import host_memory
 
+  host_memory.keep_pages()  # As our commands do; PyTorch profits, too.
   shape = shapes.SHAPES[flags.shape]
   names = flags.contenders.split(',')
   if flags.kernels:
@@ -61,7 +63,7 @@ def _flags() -> argparse.Namespace:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   add = parser.add_argument
-  add('--shape', default='mini', help='mini, small or base')
+  add('--shape', default='mini', help='tiny, mini, small or base')
   add('--contenders', default='electra,metro_lm,torch,torch_gathered')
   add('--kernels', action='store_true', help='also with Pallas kernels')
   add('--dtype', default='float32')

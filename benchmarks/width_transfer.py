@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import native, shapes
-from metro_jax import data, models, training
+from metro_jax import data, host_memory, models, training
 from metro_jax.training import state as state_lib
 from metro_jax.training import step as step_lib
 
@@ -37,6 +37,7 @@ def main() -> None:
   add('--rates', default='1e-3,2e-3,4e-3,8e-3,1.6e-2,3.2e-2')
   add('--steps', type=int, default=300)
   flags = parser.parse_args()
+  host_memory.keep_pages()
   widths = [int(x) for x in flags.widths.split(',')]
   rates = [float(x) for x in flags.rates.split(',')]
   dataset = data.TokenDataset(

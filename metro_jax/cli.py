@@ -23,7 +23,7 @@ import gin
 import jax
 from absl import flags
 
-from metro_jax import gin_messages, gin_safety, hosts
+from metro_jax import gin_messages, gin_safety, host_memory, hosts
 from metro_jax.errors import UserError
 from metro_jax.gin_messages import did_you_mean, one_line
 
@@ -221,6 +221,7 @@ def _set_up_process(join: bool) -> None:
   given = (_COORDINATOR.value, _COUNT.value, _INDEX.value)
   if _MULTIPROCESS.value and given == (None, None, None):
     raise UserError('--multiprocess_gpu needs --coordinator_address')
+  host_memory.keep_pages()
   if join:
     hosts.join(*given)
 

@@ -100,3 +100,8 @@ def on_tpu_host() -> bool:
   """Whether TPU chips are plugged in here."""
   chips = glob.glob('/dev/accel*') + glob.glob('/dev/vfio/[0-9]*')
   return bool(chips) and importlib.util.find_spec('libtpu') is not None
+
+
+def on_gpu_host() -> bool:
+  """Whether the driver of a GPU (NVIDIA's, AMD's) is loaded here."""
+  return any(os.path.exists(path) for path in ('/dev/nvidiactl', '/dev/kfd'))
