@@ -4,11 +4,12 @@
   python -m benchmarks.training_step --shape=mini
   python -m benchmarks.training_step --shape=base --dtype=bfloat16
 
-Contenders are measured in turn (A B C A B C ...) in one run, in one process,
-on the same batches of random tokens; a turn is some steps. The table has the
-median over the turns, their spread, and our tokens a second over theirs, turn
-by turn. All do the same work: forward pass, sampling, backward pass, clipping,
-AdamW, dropout of 0.1; they differ as their names say:
+Contenders are measured in turn (A B C A B C ...) in one run, each in a process
+of its own that waits while others run, on the same batches of random tokens; a
+turn is some steps. The table has the median over the turns, their spread, and
+our tokens a second over theirs, turn by turn. All do the same work: forward
+pass, sampling, backward pass, clipping, AdamW, dropout of 0.1; they differ as
+their names say:
 
   electra         here
   metro_lm        here: METRO-LM (relative positions, CLM)
@@ -16,18 +17,21 @@ AdamW, dropout of 0.1; they differ as their names say:
   torch_gathered  the same with logits at the masked positions only
   torch_compiled  that, under torch.compile
 
-With --kernels, `electra` and `metro_lm` also run with Pallas kernels, as
-`electra+pallas`. Needs no TensorFlow, SeqIO or gin; torch and transformers
-only for their rows.
+On a CPU, ours keep the memory of the last step (`metro_jax.host_memory`), as
+our commands do; `torch+kept` is what PyTorch makes of that. With --kernels,
+`electra` and `metro_lm` also run with Pallas kernels, as `electra+pallas`.
+Needs no TensorFlow, SeqIO or gin; torch and transformers only for their rows.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import pathlib
 import platform
 import statistics
 import time
+from multiprocessing.connection import Connection
 from typing import Any
 
 OURS = ('electra', 'metro_lm')
@@ -41,17 +45,16 @@ def main() -> None:
   if flags.threads:  # Before anything starts its threads.
     os.sched_setaffinity(0, list(os.sched_getaffinity(0))[: flags.threads])
   from benchmarks import shapes
-  from metro_jax import host_memory
 
-  host_memory.keep_pages()  # As our commands do; PyTorch profits, too.
   shape = shapes.SHAPES[flags.shape]
   names = flags.contenders.split(',')
   if flags.kernels:
     names += [f'{name}+pallas' for name in names if name in OURS]
-  steps = {name: _make(name, shape, flags.dtype) for name in names}
-  batches = shapes.batches(shape, _BATCHES)
-  seconds = _measure(steps, batches, flags)
-  rows = [_row(name, step, seconds, shape) for name, step in steps.items()]
+  # Several processes share the accelerator.
+  os.environ['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'
+  contenders = {name: Contender(name, shape, flags.dtype) for name in names}
+  seconds = _measure(contenders, flags)
+  rows = [_row(name, one, seconds, shape) for name, one in contenders.items()]
   _print(rows, flags, shape)
   if flags.json:
     about = {'machine': _machine(), 'flags': vars(flags), 'rows': rows}
@@ -74,14 +77,85 @@ def _flags() -> argparse.Namespace:
   return parser.parse_args()
 
 
-def _make(name: str, shape: Any, dtype: str) -> Any:
-  recipe, _, pallas = name.partition('+')
-  if recipe in OURS:
+class Contender:
+  """A training step in a process of its own."""
+
+  def __init__(self, name: str, shape: Any, dtype: str):
+    """Starts the process, and takes one step.
+
+    Raises:
+      SystemExit: if there is no such contender, or its process ended.
+    """
+    base, _, variant = name.partition('+')
+    variants = {OURS: ('', 'pallas'), THEIRS: ('', 'kept')}
+    if not any(base in k and variant in v for k, v in variants.items()):
+      raise SystemExit(f'--contenders: {name} is not one of {OURS + THEIRS}')
+    self.name = name
+    context = multiprocessing.get_context('spawn')
+    self._pipe, theirs = context.Pipe()
+    self._process = context.Process(
+      target=_serve, args=(theirs, base, variant, shape, dtype), daemon=True
+    )
+    self._process.start()
+    theirs.close()
+    self.seconds(1)
+
+  def seconds(self, steps: int) -> float:
+    """Takes that many steps; seconds a step.
+
+    Raises:
+      SystemExit: if the loss is not a number, or the process ended.
+    """
+    loss, seconds = self._ask(steps)
+    if loss != loss:
+      raise SystemExit(f'{self.name}: the loss is not a number')
+    return seconds / steps
+
+  def facts(self) -> dict[str, float | None]:
+    """FLOPs of a step, peak FLOP/s and most bytes, where known."""
+    return self._ask(0)
+
+  def _ask(self, question: int) -> Any:
+    try:
+      self._pipe.send(question)
+      return self._pipe.recv()
+    except (EOFError, BrokenPipeError):
+      raise SystemExit(f'{self.name}: its process has ended') from None
+
+
+def _serve(
+  pipe: Connection, base: str, variant: str, shape: Any, dtype: str
+) -> None:
+  """Takes as many steps as it is told, until the other end closes."""
+  from benchmarks import shapes
+  from metro_jax import host_memory
+
+  if base in OURS or variant == 'kept':
+    host_memory.keep_pages()
+  step = _make(base, variant, shape, dtype)
+  batches = step.batches(shapes.batches(shape, _BATCHES))
+  while True:
+    try:
+      count = pipe.recv()
+    except EOFError:
+      return
+    if not count:
+      known = ('flops', 'peak')
+      facts = {name: getattr(step, name, None) for name in known}
+      pipe.send(facts | {'memory': base in OURS and step.memory()})
+      continue
+    start = time.perf_counter()
+    for i in range(count):
+      loss = step(batches[i % _BATCHES])
+    loss = step.wait(loss)
+    pipe.send((loss, time.perf_counter() - start))
+
+
+def _make(base: str, variant: str, shape: Any, dtype: str) -> Any:
+  if base in OURS:
     from benchmarks import native
 
-    return native.Step(recipe, shape, dtype, 'pallas' if pallas else 'xla')
-  if recipe not in THEIRS:
-    raise SystemExit(f'--contenders: {name} is not one of {OURS + THEIRS}')
+    return native.Step(base, shape, dtype, variant or 'xla')
   import torch
 
   from benchmarks import electra_torch
@@ -91,49 +165,48 @@ def _make(name: str, shape: Any, dtype: str) -> Any:
     shape,
     device,
     dtype,
-    gathered=recipe != 'torch',
-    compiled=recipe == 'torch_compiled',
+    gathered=base != 'torch',
+    compiled=base == 'torch_compiled',
   )
 
 
 def _measure(
-  steps: dict[str, Any], batches: list[dict], flags: argparse.Namespace
+  contenders: dict[str, Contender], flags: argparse.Namespace
 ) -> dict[str, list[float]]:
   """Seconds a step, by contender and turn; the first turn is not counted."""
-  fed = {name: step.batches(batches) for name, step in steps.items()}
-  seconds: dict[str, list[float]] = {name: [] for name in steps}
+  seconds: dict[str, list[float]] = {name: [] for name in contenders}
   for turn in range(-1, flags.turns):
-    for name, step in steps.items():
-      start = time.perf_counter()
-      for i in range(flags.steps):
-        loss = step(fed[name][i % _BATCHES])
-      loss = step.wait(loss)
+    for name, contender in contenders.items():
+      one = contender.seconds(flags.steps)
       if turn >= 0:
-        seconds[name].append((time.perf_counter() - start) / flags.steps)
-      if loss != loss:
-        raise SystemExit(f'{name}: the loss is not a number')
+        seconds[name].append(one)
   return seconds
 
 
 def _row(
-  name: str, step: Any, seconds: dict[str, list[float]], shape: Any
+  name: str,
+  contender: Contender,
+  seconds: dict[str, list[float]],
+  shape: Any,
 ) -> dict[str, Any]:
   times = seconds[name]
+  median = statistics.median(times)
   row = {
     'name': name,
-    'ms': 1e3 * statistics.median(times),
-    'spread': (max(times) - min(times)) / statistics.median(times),
-    'tokens_per_second': shape.tokens / statistics.median(times),
+    'ms': 1e3 * median,
+    'spread': (max(times) - min(times)) / median,
+    'tokens_per_second': shape.tokens / median,
   }
-  for other in THEIRS:
-    if other in seconds and name not in THEIRS:
+  if name.partition('+')[0] not in OURS:
+    return row
+  for other in seconds:
+    if other.partition('+')[0] in THEIRS:
       ratios = [b / a for a, b in zip(times, seconds[other], strict=True)]
       row[f'over {other}'] = statistics.median(ratios)
-  if hasattr(step, 'flops'):
-    row['tflops'] = step.flops / statistics.median(times) / 1e12
-    row['mfu'] = step.peak and 1e12 * row['tflops'] / step.peak
-    row['memory'] = step.memory()
-  return row
+  facts = contender.facts()
+  row['tflops'] = facts['flops'] / median / 1e12
+  row['mfu'] = facts['peak'] and 1e12 * row['tflops'] / facts['peak']
+  return row | {'memory': facts['memory']}
 
 
 def _print(rows: list[dict], flags: argparse.Namespace, shape: Any) -> None:

@@ -6,6 +6,11 @@ its number is spent, so that the next step has the next batch. What the judge
 remembers is part of a checkpoint, and its verdict is a function of that memory
 and of the step: a resumed run refuses the same steps as an unbroken one.
 
+The verdict rests on what is known before the update: so XLA writes new values
+or old ones as it computes them, and never holds two sets of parameters. Should
+an update overflow all the same, the step has been taken, and is reported as
+BROKEN.
+
 What happens when refusing does not help is decided on the host, see
 `recovery`.
 """
@@ -21,12 +26,13 @@ from metro_jax.errors import UserError
 
 PyTree = Any
 
-GOOD, NON_FINITE, LOSS_SPIKE, NORM_SPIKE = range(4)
+GOOD, NON_FINITE, LOSS_SPIKE, NORM_SPIKE, BROKEN = range(5)
 REASONS = (
   'good',
   'loss or gradient is not finite',
   'the loss spiked',
   'the gradient norm spiked',
+  'the update has left parameters that are not finite',
 )
 
 # A spread never counts for less than this: of the loss, as a share of its
@@ -67,11 +73,7 @@ class StepGuard(Protocol):
     """What is remembered before the first step; zeros."""
 
   def judge(
-    self,
-    memory: PyTree,
-    loss: jax.Array,
-    grad_norm: jax.Array,
-    param_norm: jax.Array,
+    self, memory: PyTree, loss: jax.Array, grad_norm: jax.Array
   ) -> tuple[jax.Array, jax.Array, PyTree]:
     """Judges a step before it is taken.
 
@@ -79,11 +81,18 @@ class StepGuard(Protocol):
       memory: of the steps before.
       loss: float32 scalar.
       grad_norm: float32 scalar, of all gradients.
-      param_norm: float32 scalar, of the parameters that the step would leave.
 
     Returns:
       The verdict, an int32 index of `REASONS`; how many steps in a row have
       been refused, int32; the memory after the step.
+    """
+
+  def look_back(self, verdict: jax.Array, param_norm: jax.Array) -> jax.Array:
+    """The verdict once it is known what the step has left.
+
+    Args:
+      verdict: int32, of `judge`.
+      param_norm: float32 scalar, of the parameters after the step.
     """
 
 
@@ -99,20 +108,21 @@ class NoGuard:
     return ()
 
   def judge(
-    self,
-    memory: PyTree,
-    loss: jax.Array,
-    grad_norm: jax.Array,
-    param_norm: jax.Array,
+    self, memory: PyTree, loss: jax.Array, grad_norm: jax.Array
   ) -> tuple[jax.Array, jax.Array, PyTree]:
     """See `StepGuard`."""
-    del loss, grad_norm, param_norm
+    del loss, grad_norm
     return jnp.int32(GOOD), jnp.int32(0), memory
+
+  def look_back(self, verdict: jax.Array, param_norm: jax.Array) -> jax.Array:
+    """See `StepGuard`."""
+    del param_norm
+    return verdict
 
 
 @dataclasses.dataclass(frozen=True)
 class Guard:
-  """Refuses steps with NaN or infinity, and spikes.
+  """Refuses steps with NaN or infinity in loss or gradients, and spikes.
 
   A spike is a loss, or a gradient norm, more than `sigmas` standard
   deviations above its mean over the last `window` steps that were taken;
@@ -160,17 +170,13 @@ class Guard:
     )
 
   def judge(
-    self,
-    memory: GuardState,
-    loss: jax.Array,
-    grad_norm: jax.Array,
-    param_norm: jax.Array,
+    self, memory: GuardState, loss: jax.Array, grad_norm: jax.Array
   ) -> tuple[jax.Array, jax.Array, GuardState]:
     """See `StepGuard`."""
     norm = jnp.log(jnp.maximum(grad_norm, _LEAST_NORM))
     seen = jnp.stack([loss.astype(jnp.float32), norm])
     loss_spike, norm_spike = self._spikes(memory, seen)
-    finite = jnp.isfinite(jnp.stack([loss, grad_norm, param_norm])).all()
+    finite = jnp.isfinite(jnp.stack([loss, grad_norm])).all()
     verdict = jnp.select(
       [~finite, loss_spike, norm_spike],
       [NON_FINITE, LOSS_SPIKE, NORM_SPIKE],
@@ -186,6 +192,11 @@ class Guard:
       refused=jnp.where(good, 0, memory.refused + 1),
     )
     return verdict, after.refused, after
+
+  def look_back(self, verdict: jax.Array, param_norm: jax.Array) -> jax.Array:
+    """See `StepGuard`."""
+    broken = (verdict == GOOD) & ~jnp.isfinite(param_norm)
+    return jnp.where(broken, BROKEN, verdict)
 
   def _spikes(self, memory: GuardState, seen: jax.Array) -> jax.Array:
     """Bool [2]: whether loss and norm are spikes."""

@@ -108,11 +108,12 @@ class Watch:
       return
     batch = step + self.course.passed_over
     reason = guards.REASONS[report.verdict]
+    broken = report.verdict == guards.BROKEN
     self._events.write(
       step + 1,
       self.course.rollbacks,
       {
-        'event': 'refused',
+        'event': 'broken' if broken else 'refused',
         'reason': reason,
         'loss': report.loss,
         'grad_norm': report.grad_norm,
@@ -120,19 +121,20 @@ class Watch:
         'examples': example_ids(self._dataset, batch),
       },
     )
-    if report.refused == 1:
+    if report.refused == 1:  # The first in a row.
       self._notify(
         f'warning: step {step + 1} was skipped: {reason} (loss'
         f' {report.loss:.4g}, gradient norm {report.grad_norm:.4g}); its'
         f' examples are in {self._events.path}'
       )
-    if report.refused >= self._guard.max_refused:
+    if broken or report.refused >= self._guard.max_refused:
       self._go_back(step, report)
 
   def _go_back(self, step: int, report: StepReport) -> None:
     """Raises Rollback, or UserError if that has been tried enough."""
     course = self.course
-    begun = step + 1 - report.refused  # Steps done before the first refusal.
+    # Steps done before the first refusal, or before the broken one.
+    begun = step + 1 - max(report.refused, 1)
     # Trouble again before the run got well past the last: the checkpoint was
     # not good, so an older one is taken.
     soon = step <= course.trouble + _RECOVERED * self._guard.max_refused
@@ -152,9 +154,9 @@ class Watch:
       {'event': 'rollback', 'to': target, 'next_batch': target + passed_over},
     )
     self._notify(
-      f'warning: {report.refused} steps in a row were skipped, up to step'
-      f' {step + 1}; going back to checkpoint_{target}, and past the'
-      f' {step + 1 - target} batches seen since'
+      f'warning: step {step + 1}: {_trouble(report)}; going back to'
+      f' checkpoint_{target}, and past the {step + 1 - target} batches seen'
+      ' since'
     )
     raise Rollback(after)
 
@@ -175,11 +177,17 @@ class Watch:
       else 'training.Guard.max_rollbacks is 0'
     )
     return (
-      f'stopped at step {step + 1}: {report.refused} steps in a row were'
-      f' skipped because {guards.REASONS[report.verdict]} (loss'
+      f'stopped at step {step + 1}: {_trouble(report)} (loss'
       f' {report.loss:.4g}, gradient norm {report.grad_norm:.4g}), and {tried};'
       f' {advice}; {self._events.path} names the examples'
     )
+
+
+def _trouble(report: StepReport) -> str:
+  reason = guards.REASONS[report.verdict]
+  if report.verdict == guards.BROKEN:
+    return reason
+  return f'{report.refused} steps in a row were skipped because {reason}'
 
 
 def example_ids(dataset: Dataset, batch: int) -> dict[str, Any]:

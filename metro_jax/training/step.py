@@ -71,13 +71,16 @@ def make_train_step(
     loss, gradients, metrics = gradients_of(
       state.params, number_rows(batch), rng, state.step
     )
+    grad_norm = optax.global_norm(gradients)
+    verdict, refused, memory = guard.judge(state.guard, loss, grad_norm)
+    good = verdict == guards.GOOD
     updates, opt_state = optimizer.update(
       gradients, state.opt_state, state.params
     )
     params = constrain(
       optax.apply_updates(state.params, updates), update_shardings
     )
-    grad_norm = optax.global_norm(gradients)
+    params = guards.choose(good, params, state.params)
     param_norm = optax.global_norm(params)
     metrics['loss'] = once(loss)
     metrics.update(non_padding_fraction(batch))
@@ -86,18 +89,15 @@ def make_train_step(
     metrics.update(norms_of_parts(gradients, updates, params))
     if hasattr(optimizer, 'learning_rate'):
       metrics['learning_rate'] = once(optimizer.learning_rate(state.step))
-    verdict, refused, memory = guard.judge(
-      state.guard, loss, grad_norm, param_norm
-    )
-    good = verdict == guards.GOOD
     metrics = guards.choose(good, metrics, zeros_like(metrics))
     metrics['refused_steps'] = once(~good)
     new_state = TrainState(
       state.step + 1,
-      guards.choose(good, params, state.params),
+      params,
       guards.choose(good, opt_state, state.opt_state),
       memory,
     )
+    verdict = guard.look_back(verdict, param_norm)
     report = guards.StepReport.pack(loss, grad_norm, verdict, refused)
     return new_state, add_to(window, metrics), report
 

@@ -8,6 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import toy
 
@@ -104,7 +105,7 @@ def verdicts(guard, values):
   memory, said = guard.init(), []
   for loss, norm in values:
     verdict, refused, memory = judge(
-      memory, jnp.float32(loss), jnp.float32(norm), jnp.float32(1)
+      memory, jnp.float32(loss), jnp.float32(norm)
     )
     said.append((int(verdict), int(refused)))
   return said
@@ -152,10 +153,18 @@ def test_no_spike_before_the_window_is_full_and_none_if_not_asked_for():
   assert verdicts(guard, [*calm, (5.9, 1.0)])[-1] == (guards.LOSS_SPIKE, 1)
 
 
-def test_parameters_that_would_overflow_are_not_finite():
-  guard, good = training.Guard(), jnp.float32(1)
-  verdict, _, _ = guard.judge(guard.init(), good, good, jnp.float32(jnp.inf))
-  assert int(verdict) == guards.NON_FINITE
+def test_parameters_are_looked_at_when_a_step_was_taken():
+  guard, inf = training.Guard(), jnp.float32(jnp.inf)
+  look = {
+    verdict: int(guard.look_back(jnp.int32(verdict), inf))
+    for verdict in (guards.GOOD, guards.LOSS_SPIKE)
+  }
+  assert look == {
+    guards.GOOD: guards.BROKEN,
+    guards.LOSS_SPIKE: guards.LOSS_SPIKE,
+  }
+  good = guard.look_back(jnp.int32(guards.GOOD), jnp.float32(1))
+  assert int(good) == guards.GOOD
 
 
 @pytest.mark.parametrize(
@@ -274,6 +283,28 @@ def test_goes_back_and_past_the_bad_stretch(tmp_path):
   assert_equal(again.state, result.state)
   assert events(tmp_path / 'cut') == events(tmp_path / 'run')
   assert logged(tmp_path / 'cut') == logged(tmp_path / 'run')
+
+
+def test_an_update_that_overflows_is_undone(tmp_path):
+  """Batch 13: good loss and gradients, but not what the optimizer makes of it."""
+  inner = training.adamw(1e-2)
+
+  def update(gradients, slots, params):
+    updates, slots = inner.update(gradients, slots, params)
+    loud = optax.global_norm(gradients) > 100
+    return jax.tree.map(lambda u: jnp.where(loud, jnp.inf, u), updates), slots
+
+  result = train(
+    tmp_path / 'run',
+    data={'loud': (13,)},
+    guard=training.Guard(sigmas=None, max_refused=3),
+    optimizer=optax.GradientTransformation(inner.init, update),
+  )
+  said = [(e['event'], e['step']) for e in events(tmp_path / 'run')]
+  assert said == [('broken', 14), ('rollback', 14)]
+  spliced = train(tmp_path / 'oracle', data={'skip': (12, 2)})
+  assert result.step == 24
+  assert_equal(spliced.state, result.state)
 
 
 def test_gives_up_when_going_back_does_not_help(tmp_path):
