@@ -140,15 +140,19 @@ def _serve(
     except EOFError:
       return
     if not count:
-      known = ('flops', 'peak')
-      facts = {name: getattr(step, name, None) for name in known}
-      pipe.send(facts | {'memory': base in OURS and step.memory()})
+      pipe.send(_facts(step))
       continue
     start = time.perf_counter()
     for i in range(count):
       loss = step(batches[i % _BATCHES])
     loss = step.wait(loss)
     pipe.send((loss, time.perf_counter() - start))
+
+
+def _facts(step: Any) -> dict[str, float | None]:
+  memory = getattr(step, 'memory', lambda: None)
+  facts = {name: getattr(step, name, None) for name in ('flops', 'peak')}
+  return facts | {'memory': memory()}
 
 
 def _make(base: str, variant: str, shape: Any, dtype: str) -> Any:
