@@ -165,6 +165,11 @@ def die_at(write: int, die: Callable[[], None], monkeypatch) -> None:
   monkeypatch.setattr(files, 'write_atomically', write_or_die)
 
 
+def interrupt() -> None:
+  """Ctrl-C, also where the shell has this process ignore SIGINT."""
+  raise KeyboardInterrupt
+
+
 KILLED = """
 import os, pathlib, signal, sys
 sys.path[:0] = {paths!r}
@@ -192,7 +197,7 @@ def test_killed_and_shared_by_two_it_is_the_same_to_the_byte(
   assert 'train/originals/00002.npy' not in held
   # Between a file and the note that it is there.
   with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-    die_at(4, lambda: signal.raise_signal(signal.SIGINT), patch)
+    die_at(4, interrupt, patch)
     tiny.write(place, text, 'killed')
   held = tiny.tree(place / 'killed')
   assert 'train/originals/00003.npy' in held
