@@ -286,7 +286,7 @@ def test_goes_back_and_past_the_bad_stretch(tmp_path):
 
 
 def test_an_update_that_overflows_is_undone(tmp_path):
-  """Batch 13: good loss and gradients, but not what the optimizer makes of it."""
+  """Loss and gradients of batch 13 are good, what becomes of them is not."""
   inner = training.adamw(1e-2)
 
   def update(gradients, slots, params):
