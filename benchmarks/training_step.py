@@ -18,8 +18,9 @@ their names say:
   torch_compiled  that, under torch.compile
 
 On a CPU, ours keep the memory of the last step (`metro_jax.host_memory`), as
-our commands do; `torch+kept` is what PyTorch makes of that. With --kernels,
-`electra` and `metro_lm` also run with Pallas kernels, as `electra+pallas`.
+our commands do; `electra+unkept` does not, and `torch+kept` is what PyTorch
+makes of it. With --kernels, `electra` and `metro_lm` also run with Pallas
+kernels, as `electra+pallas`.
 Needs no TensorFlow, SeqIO or gin; torch and transformers only for their rows.
 """
 
@@ -87,7 +88,7 @@ class Contender:
       SystemExit: if there is no such contender, or its process ended.
     """
     base, _, variant = name.partition('+')
-    variants = {OURS: ('', 'pallas'), THEIRS: ('', 'kept')}
+    variants = {OURS: ('', 'pallas', 'unkept'), THEIRS: ('', 'kept')}
     if not any(base in k and variant in v for k, v in variants.items()):
       raise SystemExit(f'--contenders: {name} is not one of {OURS + THEIRS}')
     self.name = name
@@ -130,7 +131,7 @@ def _serve(
   from benchmarks import shapes
   from metro_jax import host_memory
 
-  if base in OURS or variant == 'kept':
+  if variant == 'kept' or (base in OURS and variant != 'unkept'):
     host_memory.keep_pages()
   step = _make(base, variant, shape, dtype)
   batches = step.batches(shapes.batches(shape, _BATCHES))
@@ -159,7 +160,8 @@ def _make(base: str, variant: str, shape: Any, dtype: str) -> Any:
   if base in OURS:
     from benchmarks import native
 
-    return native.Step(base, shape, dtype, variant or 'xla')
+    kernels = 'pallas' if variant == 'pallas' else 'xla'
+    return native.Step(base, shape, dtype, kernels)
   import torch
 
   from benchmarks import electra_torch

@@ -6,7 +6,6 @@ that is killed in the middle of a recovery takes the same decisions again.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -161,11 +160,11 @@ class Watch:
     raise Rollback(after)
 
   def _give_up(self, step: int, report: StepReport, attempts: int) -> str:
-    finite = math.isfinite(report.loss) and math.isfinite(report.grad_norm)
+    spiked = report.verdict in (guards.LOSS_SPIKE, guards.NORM_SPIKE)
     advice = (
       'lower LEARNING_RATE or CLIP_NORM, raise WARMUP_STEPS, or raise'
       ' training.Guard.sigmas if this is no harm'
-      if finite
+      if spiked
       else 'lower LEARNING_RATE, raise WARMUP_STEPS, or compute in float32'
       " (DTYPE='float32')"
     )
