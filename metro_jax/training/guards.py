@@ -6,16 +6,16 @@ its number is spent, so that the next step has the next batch. What the judge
 remembers is part of a checkpoint, and its verdict is a function of that memory
 and of the step: a resumed run refuses the same steps as an unbroken one.
 
-The verdict rests on what is known before the update: so XLA writes new values
-or old ones as it computes them, and never holds two sets of parameters. Should
-an update overflow all the same, the step has been taken, and is reported as
-BROKEN.
+The verdict rests on what is known before the parameters change: loss, gradients
+and updates. So XLA writes new values or old ones as it computes them, and never
+holds two sets of parameters.
 
 What happens when refusing does not help is decided on the host, see
 `recovery`.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -26,13 +26,12 @@ from metro_jax.errors import UserError
 
 PyTree = Any
 
-GOOD, NON_FINITE, LOSS_SPIKE, NORM_SPIKE, BROKEN = range(5)
+GOOD, NON_FINITE, LOSS_SPIKE, NORM_SPIKE = range(4)
 REASONS = (
   'good',
-  'loss or gradient is not finite',
+  'loss, gradient or update is not finite',
   'the loss spiked',
   'the gradient norm spiked',
-  'the update has left parameters that are not finite',
 )
 
 # A spread never counts for less than this: of the loss, as a share of its
@@ -73,7 +72,11 @@ class StepGuard(Protocol):
     """What is remembered before the first step; zeros."""
 
   def judge(
-    self, memory: PyTree, loss: jax.Array, grad_norm: jax.Array
+    self,
+    memory: PyTree,
+    loss: jax.Array,
+    grad_norm: jax.Array,
+    update_norm: jax.Array,
   ) -> tuple[jax.Array, jax.Array, PyTree]:
     """Judges a step before it is taken.
 
@@ -81,18 +84,32 @@ class StepGuard(Protocol):
       memory: of the steps before.
       loss: float32 scalar.
       grad_norm: float32 scalar, of all gradients.
+      update_norm: float32 scalar, of what would be added to the parameters.
 
     Returns:
       The verdict, an int32 index of `REASONS`; how many steps in a row have
       been refused, int32; the memory after the step.
     """
 
-  def look_back(self, verdict: jax.Array, param_norm: jax.Array) -> jax.Array:
-    """The verdict once it is known what the step has left.
+  def choose(self, good: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+    """The new tree where a step is taken, the old one where it is refused."""
+
+  def choose_slots(
+    self,
+    good: jax.Array,
+    new: PyTree,
+    old: PyTree,
+    gradients: PyTree,
+    update: Callable[[PyTree, PyTree], PyTree],
+  ) -> PyTree:
+    """As `choose`, of the optimizer's slots.
 
     Args:
-      verdict: int32, of `judge`.
-      param_norm: float32 scalar, of the parameters after the step.
+      good: bool scalar.
+      new: update(gradients, old).
+      old: before the step.
+      gradients: of the step.
+      update: a pure function.
     """
 
 
@@ -108,25 +125,42 @@ class NoGuard:
     return ()
 
   def judge(
-    self, memory: PyTree, loss: jax.Array, grad_norm: jax.Array
+    self,
+    memory: PyTree,
+    loss: jax.Array,
+    grad_norm: jax.Array,
+    update_norm: jax.Array,
   ) -> tuple[jax.Array, jax.Array, PyTree]:
     """See `StepGuard`."""
-    del loss, grad_norm
+    del loss, grad_norm, update_norm
     return jnp.int32(GOOD), jnp.int32(0), memory
 
-  def look_back(self, verdict: jax.Array, param_norm: jax.Array) -> jax.Array:
+  def choose(self, good: jax.Array, new: PyTree, old: PyTree) -> PyTree:
     """See `StepGuard`."""
-    del param_norm
-    return verdict
+    del good, old
+    return new
+
+  def choose_slots(
+    self,
+    good: jax.Array,
+    new: PyTree,
+    old: PyTree,
+    gradients: PyTree,
+    update: Callable[[PyTree, PyTree], PyTree],
+  ) -> PyTree:
+    """See `StepGuard`."""
+    del good, old, gradients, update
+    return new
 
 
 @dataclasses.dataclass(frozen=True)
 class Guard:
-  """Refuses steps with NaN or infinity in loss or gradients, and spikes.
+  """Refuses steps that are not finite, and spikes.
 
-  A spike is a loss, or a gradient norm, more than `sigmas` standard
-  deviations above its mean over the last `window` steps that were taken;
-  until there are so many, none is one. Norms are compared by their
+  Not finite is NaN or infinity in loss, gradients or updates. A spike is a
+  loss, or a gradient norm, more than `sigmas` standard deviations above its
+  mean over the last `window` steps that were taken; until there are so many,
+  none is one. Norms are compared by their
   logarithms, since they are skewed. Of a slow divergence a guard sees
   nothing: that is what `health` is for.
 
@@ -170,13 +204,17 @@ class Guard:
     )
 
   def judge(
-    self, memory: GuardState, loss: jax.Array, grad_norm: jax.Array
+    self,
+    memory: GuardState,
+    loss: jax.Array,
+    grad_norm: jax.Array,
+    update_norm: jax.Array,
   ) -> tuple[jax.Array, jax.Array, GuardState]:
     """See `StepGuard`."""
     norm = jnp.log(jnp.maximum(grad_norm, _LEAST_NORM))
     seen = jnp.stack([loss.astype(jnp.float32), norm])
     loss_spike, norm_spike = self._spikes(memory, seen)
-    finite = jnp.isfinite(jnp.stack([loss, grad_norm])).all()
+    finite = jnp.isfinite(jnp.stack([loss, grad_norm, update_norm])).all()
     verdict = jnp.select(
       [~finite, loss_spike, norm_spike],
       [NON_FINITE, LOSS_SPIKE, NORM_SPIKE],
@@ -193,10 +231,28 @@ class Guard:
     )
     return verdict, after.refused, after
 
-  def look_back(self, verdict: jax.Array, param_norm: jax.Array) -> jax.Array:
+  def choose(self, good: jax.Array, new: PyTree, old: PyTree) -> PyTree:
     """See `StepGuard`."""
-    broken = (verdict == GOOD) & ~jnp.isfinite(param_norm)
-    return jnp.where(broken, BROKEN, verdict)
+    return jax.tree.map(lambda x, y: jnp.where(good, x, y), new, old)
+
+  def choose_slots(
+    self,
+    good: jax.Array,
+    new: PyTree,
+    old: PyTree,
+    gradients: PyTree,
+    update: Callable[[PyTree, PyTree], PyTree],
+  ) -> PyTree:
+    """See `StepGuard`.
+
+    The updates were made from new slots too, so XLA would write all of these
+    first, and then choose in a second pass through memory. Computed anew, each
+    is chosen as it is made. The barrier is there lest XLA see that they are the
+    same.
+    """
+    del new
+    gradients, old = jax.lax.optimization_barrier((gradients, old))
+    return self.choose(good, update(gradients, old), old)
 
   def _spikes(self, memory: GuardState, seen: jax.Array) -> jax.Array:
     """Bool [2]: whether loss and norm are spikes."""
@@ -208,11 +264,6 @@ class Guard:
     spread = jnp.maximum(jnp.std(memory.history, axis=1), least)
     full = memory.taken >= self.window
     return full & (seen > mean + self.sigmas * spread)
-
-
-def choose(good: jax.Array, new: PyTree, old: PyTree) -> PyTree:
-  """The new tree where a step is taken, the old one where it is refused."""
-  return jax.tree.map(lambda x, y: jnp.where(good, x, y), new, old)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -107,12 +107,11 @@ class Watch:
       return
     batch = step + self.course.passed_over
     reason = guards.REASONS[report.verdict]
-    broken = report.verdict == guards.BROKEN
     self._events.write(
       step + 1,
       self.course.rollbacks,
       {
-        'event': 'broken' if broken else 'refused',
+        'event': 'refused',
         'reason': reason,
         'loss': report.loss,
         'grad_norm': report.grad_norm,
@@ -126,14 +125,13 @@ class Watch:
         f' {report.loss:.4g}, gradient norm {report.grad_norm:.4g}); its'
         f' examples are in {self._events.path}'
       )
-    if broken or report.refused >= self._guard.max_refused:
+    if report.refused >= self._guard.max_refused:
       self._go_back(step, report)
 
   def _go_back(self, step: int, report: StepReport) -> None:
     """Raises Rollback, or UserError if that has been tried enough."""
     course = self.course
-    # Steps done before the first refusal, or before the broken one.
-    begun = step + 1 - max(report.refused, 1)
+    begun = step + 1 - report.refused  # Steps done before the first refusal.
     # Trouble again before the run got well past the last: the checkpoint was
     # not good, so an older one is taken.
     soon = step <= course.trouble + _RECOVERED * self._guard.max_refused
@@ -184,8 +182,6 @@ class Watch:
 
 def _trouble(report: StepReport) -> str:
   reason = guards.REASONS[report.verdict]
-  if report.verdict == guards.BROKEN:
-    return reason
   return f'{report.refused} steps in a row were skipped because {reason}'
 
 

@@ -71,17 +71,26 @@ def make_train_step(
     loss, gradients, metrics = gradients_of(
       state.params, number_rows(batch), rng, state.step
     )
-    grad_norm = optax.global_norm(gradients)
-    verdict, refused, memory = guard.judge(state.guard, loss, grad_norm)
-    good = verdict == guards.GOOD
     updates, opt_state = optimizer.update(
       gradients, state.opt_state, state.params
+    )
+    grad_norm = optax.global_norm(gradients)
+    verdict, refused, memory = guard.judge(
+      state.guard, loss, grad_norm, optax.global_norm(updates)
     )
     params = constrain(
       optax.apply_updates(state.params, updates), update_shardings
     )
-    params = guards.choose(good, params, state.params)
+    good = verdict == guards.GOOD
+    params = guard.choose(good, params, state.params)
     param_norm = optax.global_norm(params)
+    opt_state = guard.choose_slots(
+      good,
+      opt_state,
+      state.opt_state,
+      gradients,
+      lambda gradients, old: optimizer.update(gradients, old, state.params)[1],
+    )
     metrics['loss'] = once(loss)
     metrics.update(non_padding_fraction(batch))
     metrics['grad_norm'] = once(grad_norm)
@@ -89,15 +98,9 @@ def make_train_step(
     metrics.update(norms_of_parts(gradients, updates, params))
     if hasattr(optimizer, 'learning_rate'):
       metrics['learning_rate'] = once(optimizer.learning_rate(state.step))
-    metrics = guards.choose(good, metrics, zeros_like(metrics))
+    metrics = guard.choose(good, metrics, zeros_like(metrics))
     metrics['refused_steps'] = once(~good)
-    new_state = TrainState(
-      state.step + 1,
-      params,
-      guards.choose(good, opt_state, state.opt_state),
-      memory,
-    )
-    verdict = guard.look_back(verdict, param_norm)
+    new_state = TrainState(state.step + 1, params, opt_state, memory)
     report = guards.StepReport.pack(loss, grad_norm, verdict, refused)
     return new_state, add_to(window, metrics), report
 
