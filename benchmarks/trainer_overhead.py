@@ -145,9 +145,9 @@ def _flags() -> argparse.Namespace:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   add = parser.add_argument
-  add('--shape', default='mini', help='tiny, mini, small or base')
-  add('--dtype', default='float32')
-  add('--kernels', default='auto', help='auto, xla or pallas')
+  add('--shape', default='mini', choices=tuple(shapes.SHAPES))
+  add('--dtype', default='float32', choices=('float32', 'bfloat16'))
+  add('--kernels', default='auto', choices=('auto', 'xla', 'pallas'))
   add('--turns', type=int, default=10)
   add('--steps', type=int, default=10, help='steps in a turn')
   add('--guard_rows', type=int, default=2, help='rows of the short steps')

@@ -67,15 +67,28 @@ def _flags() -> argparse.Namespace:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   add = parser.add_argument
-  add('--shape', default='mini', help='tiny, mini, small or base')
+  add('--shape', default='mini', choices=('tiny', 'mini', 'small', 'base'))
   add('--contenders', default='electra,metro_lm,torch,torch_gathered')
   add('--kernels', action='store_true', help='also with Pallas kernels')
-  add('--dtype', default='float32')
+  add('--dtype', default='float32', choices=('float32', 'bfloat16'))
   add('--turns', type=int, default=10)
   add('--steps', type=int, default=4, help='steps in a turn')
   add('--threads', type=int, help='processor cores; default: all')
   add('--json', help='file to write')
-  return parser.parse_args()
+  flags = parser.parse_args()
+  names = flags.contenders.split(',')
+  if wrong := [name for name in names if not _known(name)]:
+    parser.error(
+      f'--contenders: {wrong[0]!r} is none of {", ".join(OURS + THEIRS)}, with'
+      ' +pallas or +unkept after ours and +kept after the others'
+    )
+  return flags
+
+
+def _known(name: str) -> bool:
+  base, _, variant = name.partition('+')
+  variants = {OURS: ('', 'pallas', 'unkept'), THEIRS: ('', 'kept')}
+  return any(base in k and variant in v for k, v in variants.items())
 
 
 class Contender:
@@ -85,12 +98,9 @@ class Contender:
     """Starts the process, and takes one step.
 
     Raises:
-      SystemExit: if there is no such contender, or its process ended.
+      SystemExit: if its process ended.
     """
     base, _, variant = name.partition('+')
-    variants = {OURS: ('', 'pallas', 'unkept'), THEIRS: ('', 'kept')}
-    if not any(base in k and variant in v for k, v in variants.items()):
-      raise SystemExit(f'--contenders: {name} is not one of {OURS + THEIRS}')
     self.name = name
     context = multiprocessing.get_context('spawn')
     self._pipe, theirs = context.Pipe()
