@@ -93,7 +93,7 @@ STUDIES = (
   ),
   Study(
     Panel('replace_accuracy', 'METRO-T5, Figure 3a', 'detected', True),
-    ('metro_t5', 'span_mask'),
+    ('metro_t5', 'span_mask', 'rtd_on_decoder'),
   ),
   Study(
     Panel('loss/clm', 'METRO-T5, Figure 3b', 'CLM loss, nats per token'),
