@@ -73,7 +73,7 @@ def check_assets(dataset: Dataset, model_dir: str | os.PathLike) -> None:
       if held.exists() and held.read_bytes() != asset.read_bytes():
         raise UserError(
           f'{held} is not the vocabulary of this dataset; bind VOCABULARY to'
-          f' {held}, or use another MODEL_DIR'
+          f' {held}, or name another folder than {model_dir}'
         )
 
 
