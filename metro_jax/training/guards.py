@@ -160,9 +160,8 @@ class Guard:
   Not finite is NaN or infinity in loss, gradients or updates. A spike is a
   loss, or a gradient norm, more than `sigmas` standard deviations above its
   mean over the last `window` steps that were taken; until there are so many,
-  none is one. Norms are compared by their
-  logarithms, since they are skewed. Of a slow divergence a guard sees
-  nothing: that is what `health` is for.
+  none is one. Norms are compared by their logarithms, since they are skewed.
+  Of a slow divergence a guard sees nothing: that is what `health` is for.
 
   Attributes:
     sigmas: deviations that make a spike; None lets spikes pass.
