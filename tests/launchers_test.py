@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -175,11 +176,11 @@ def test_slurm_needs_something_to_train():
   assert done.stderr.startswith('error: nothing to train')
 
 
-def fake_slurm(folder, srun):
+def fake_slurm(folder, srun, scancel='kill -TERM $(cat pid)'):
   notes = '#!/bin/bash\ncd "$(dirname "$0")"\necho "$0 $*" >> calls\n'
   for name, text in (
     ('srun', f'#!/bin/bash\ncd "$(dirname "$0")"\n{srun}'),
-    ('scancel', notes + 'kill -TERM $(cat pid)\n'),
+    ('scancel', f'{notes}{scancel}\n'),
     ('scontrol', notes),
   ):
     (folder / name).write_text(text)
@@ -188,22 +189,51 @@ def fake_slurm(folder, srun):
   return subprocess.Popen(['bash', SLURM, *TRAIN], env=os.environ | env)
 
 
-def test_slurm_queues_again_when_its_time_is_up(tmp_path):
-  step = (
-    'trap "echo saved > saved; exit 0" TERM\n'
-    'echo $$ > pid\nwhile true; do sleep 0.05; done\n'
-  )
-  job = fake_slurm(tmp_path, step)
+# A step that saves, and ends, when it is told to.
+SAVES = """
+trap "echo saved > saved; exit 0" TERM
+echo $$ > pid.new && mv pid.new pid
+while true; do sleep 0.05; done
+"""
+
+
+def time_is_up(job, folder):
+  """Sends the job SLURM's warning once its step runs; its exit code."""
   limit = time.monotonic() + 20
-  while not (tmp_path / 'pid').exists():
+  while not (folder / 'pid').exists():
     assert time.monotonic() < limit
     time.sleep(0.05)
-  job.send_signal(10)  # USR1, as SLURM sends it.
-  assert job.wait(20) == 0
+  job.send_signal(signal.SIGUSR1)
+  return job.wait(20)
+
+
+@pytest.mark.parametrize(
+  'scancel',
+  [
+    'kill -TERM $(cat pid)',
+    'kill -TERM $(cat pid); while kill -0 $(cat pid); do sleep 0.01; done',
+  ],
+  ids=['returns_first', 'step_ends_first'],
+)
+def test_slurm_queues_again_when_its_time_is_up(tmp_path, scancel):
+  job = fake_slurm(tmp_path, SAVES, scancel)
+  assert time_is_up(job, tmp_path) == 0
   assert (tmp_path / 'saved').exists()
   cancel, requeue = (tmp_path / 'calls').read_text().splitlines()
   assert cancel.endswith('scancel --signal=TERM 7')
   assert requeue.endswith('scontrol requeue 7')
+
+
+def test_slurm_does_not_queue_a_failed_run_again(tmp_path):
+  fails = SAVES.replace('exit 0', 'exit 3')
+  assert time_is_up(fake_slurm(tmp_path, fails), tmp_path) == 3
+  assert 'requeue' not in (tmp_path / 'calls').read_text()
+
+
+def test_slurm_goes_on_where_scancel_fails(tmp_path):
+  step = 'echo > pid\nwhile [ ! -e calls ]; do sleep 0.05; done\nexit 0\n'
+  assert time_is_up(fake_slurm(tmp_path, step, 'exit 1'), tmp_path) == 0
+  assert 'requeue' in (tmp_path / 'calls').read_text()
 
 
 @pytest.mark.parametrize('code', [0, 3])

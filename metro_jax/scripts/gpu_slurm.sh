@@ -38,17 +38,26 @@ if [[ ${METRO_PRINT:-} ]]; then
 fi
 
 again=
+interrupted=
 # scancel with a signal reaches the step, not this script: each process
 # finishes its step and saves.
-trap 'again=yes; scancel --signal=TERM "$SLURM_JOB_ID"' USR1
+time_is_up() {
+  again=yes
+  interrupted=yes
+  scancel --signal=TERM "$SLURM_JOB_ID" ||
+    echo 'warning: scancel failed; the run ends at the time limit' >&2
+}
+trap time_is_up USR1
 
-status=0
 "${command[@]}" &
 step=$!
-wait "$step" || status=$?
-while kill -0 "$step" 2>/dev/null; do # A trap ends `wait` early.
+# A trap ends `wait` with a status of its own. The step's is still to be had,
+# even if it has ended meanwhile: the shell keeps it.
+while true; do
+  interrupted=
   status=0
   wait "$step" || status=$?
+  [[ $interrupted ]] || break
 done
 if [[ $again && $status -eq 0 ]]; then
   scontrol requeue "$SLURM_JOB_ID"
