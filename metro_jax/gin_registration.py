@@ -112,7 +112,7 @@ _PARTS = {
     training.muon,
     training.rsqrt,
     training.train,
-    training.width_factor,
+    training.width_factors,
   ),
 }
 

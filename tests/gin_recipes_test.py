@@ -107,6 +107,54 @@ def test_the_last_combination_is_metro_lm():
   assert repr(base.full) == repr(combination.full)
 
 
+@pytest.mark.parametrize('family', ['metro_lm', 'amos', 'coco_lm', 'metro_t5'])
+def test_a_rate_is_carried_over_for_what_grows_on_both_sides(family):
+  """The first update of Adam is the rate, for gradients of one."""
+
+  def at_width(width: int):
+    recipe = recipe_files.load(
+      f'{family}/tiny.gin',
+      'models/width_transfer.gin',
+      BASE_WIDTH=4,
+      WIDTH=width,
+      MLP_WIDTH=2 * width,
+      NUM_HEADS=width // 4,
+      WARMUP_STEPS=0,
+      **{
+        'modules.TransformerConfig.embed_dim': '%WIDTH',
+        'modules.TransformerConfig.mlp_dim': '%MLP_WIDTH',
+        'modules.TransformerConfig.num_heads': '%NUM_HEADS',
+        'training.adamw.epsilon': 0.0,
+        'training.adamw.clip_norm': None,
+      },
+    )
+    params = unbox(
+      jax.eval_shape(
+        recipe.model.init, jax.random.key(0), recipe_files.batch(recipe.model)
+      )
+    )
+    return recipe, params
+
+  recipe, wide = at_width(8)
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape), wide)  # Nothing decays.
+  ones = jax.tree.map(jnp.ones_like, zeros)
+  optimizer = recipe.optimizer
+  updates, _ = optimizer.update(ones, optimizer.init(zeros), zeros)
+  updates = named_leaves(updates)
+  wider = named_leaves(at_width(16)[1])
+  halved = set()
+  for name, value in named_leaves(wide).items():
+    # Heads are counted, and are as wide: an axis [heads, 4] grows once.
+    grown = sum(
+      a != b for a, b in zip(value.shape, wider[name].shape, strict=True)
+    )
+    factor = 0.5 if grown > 1 else 1.0
+    rate = optimizer.learning_rate(0)
+    np.testing.assert_allclose(updates[name], -rate * factor, rtol=1e-5)
+    halved |= {name.split('/')[-1]} if grown > 1 else set()
+  assert halved == {'kernel'}
+
+
 class Rows:
   """A dataset of two random batches."""
 

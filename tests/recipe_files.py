@@ -95,16 +95,17 @@ def parent(name: str) -> str:
 
 
 @functools.cache
-def load(*names: str) -> Recipe:
-  """Parses files in this order, as the command line does."""
+def load(*names: str, **bindings: object) -> Recipe:
+  """Parses files in this order, and bindings, as the command line does."""
   with gin_loading._own_configuration():
     gin.add_config_file_search_path(str(ROOT))
     for name in ('runs/pretrain.gin', *names):
       gin.parse_config_file(str(CONFIGS / name))
+    _bind(bindings)
     assert _unread_macros() <= OF_SIZES
     rows = _bound('TokenDataset')
     full = _built('MODEL')
-    _bind(SHRUNK)
+    _bind(SHRUNK | bindings)
     deep = _built('MODEL')
     _bind(_shallow())
     frozen = _macro('FROZEN_PARAMS')

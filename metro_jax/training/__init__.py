@@ -15,7 +15,7 @@ from metro_jax.training.optimizers import (
   adamax,
   adamw,
   muon,
-  width_factor,
+  width_factors,
 )
 from metro_jax.training.partial import PartialCheckpoint
 from metro_jax.training.partitioning import (
@@ -50,6 +50,6 @@ __all__ = [
   'train',
   'TrainResult',
   'TrainState',
-  'width_factor',
+  'width_factors',
   'zero_spec',
 ]

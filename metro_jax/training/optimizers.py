@@ -22,6 +22,8 @@ from metro_jax.training.state import named_leaves, path_names
 
 PyTree = Any
 
+_HIDDEN_MATRICES = '.*/(stack/.*|dense)/kernel'  # Both sides grow with width.
+
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
@@ -73,7 +75,7 @@ def adamw(
       keeps a wild part from shrinking the steps of the others.
     rate_factors: Name (a regular expression) -> factor of the learning rate,
       of which weight decay takes no part; the first that matches counts. See
-      `width_factor`.
+      `width_factors`.
     layer_decay: Factor from each layer's learning rate to that of the layer
       below it, see `layer_decay.scale_by_depth`; None for none.
 
@@ -257,27 +259,29 @@ def _optimizer(
   return Optimizer(transformation.init, transformation.update, schedule)
 
 
-def width_factor(width: int, base_width: int) -> float:
-  """What to multiply the learning rate of hidden matrices by.
+def width_factors(width: int, base_width: int) -> dict[str, float]:
+  """`rate_factors` that carry a learning rate to another width.
 
   With the rate of matrices between hidden layers proportional to 1 / width, and
   that of tables, norms and biases constant, the rate that is best at one width
   is about the best at another: muP for Adam (Yang et al. 2022, table 8), and
-  with the usual initialisation as well (Everett et al. 2024).
+  with the usual initialisation as well (Everett et al. 2024). Such matrices are
+  those of the layers, and the dense ones of the heads; not the columns that
+  heads put out.
 
   Args:
     width: of the model.
     base_width: at which the learning rate was tuned.
 
   Returns:
-    base_width / width.
+    Their names -> base_width / width.
   """
   if base_width < 1 or width < 1:
     raise UserError(
-      f'training.width_factor: width={width} and base_width={base_width} must'
+      f'training.width_factors: width={width} and base_width={base_width} must'
       ' be positive'
     )
-  return base_width / width
+  return {_HIDDEN_MATRICES: base_width / width}
 
 
 def _clip_parts(norm: float) -> optax.GradientTransformation:

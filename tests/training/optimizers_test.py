@@ -135,7 +135,7 @@ def test_rate_factors_are_of_the_first_pattern_and_not_of_the_decay():
       weight_decay=0.1,
       clip_norm=None,
       rate_factors={
-        'main/kernel': training.width_factor(width=512, base_width=128),
+        'main/kernel': 0.25,
         'main/.*': 3.0,
       },
     )
@@ -168,9 +168,9 @@ def test_mistakes(arguments, words):
     run(training.adamw(1e-3, **arguments))
 
 
-def test_width_factor_mistake():
+def test_width_factors_mistake():
   with pytest.raises(UserError, match='must be positive'):
-    training.width_factor(0, 128)
+    training.width_factors(0, 128)
 
 
 def values(schedule, steps):
