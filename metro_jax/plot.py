@@ -34,6 +34,9 @@ COLOURS = (
   '#E69F00',
   '#56B4E9',
   '#000000',
+  '#882255',
+  '#999933',
+  '#888888',
 )
 _COLUMNS = (4, 3)  # Whichever leaves fewer empty places.
 _INK = '#333333'

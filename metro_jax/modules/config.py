@@ -85,6 +85,12 @@ class PositionConfig:
       f'{name}.reset_cls',
       'resets a bias that is not there: set PositionConfig.relative or untied',
     )
+    _check(
+      not self.neighbour_bias or self.relative is not None,
+      f'{name}.neighbour_bias',
+      "is a start of the relative bias: set PositionConfig.relative to 'metro'"
+      " or 't5', or neighbour_bias to 0",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

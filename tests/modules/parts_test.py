@@ -54,6 +54,10 @@ def test_bad_config_names_the_parameter(fields, message):
     (dict(relative='alibi'), r"PositionConfig.relative: 'alibi'"),
     (dict(relative=None, per_layer=True), r'PositionConfig.per_layer'),
     (dict(relative=None, reset_cls=True), r'PositionConfig.reset_cls'),
+    (
+      dict(relative=None, neighbour_bias=5.0),
+      r'PositionConfig.neighbour_bias',
+    ),
     (dict(max_length=0), r'PositionConfig.max_length'),
   ],
 )
