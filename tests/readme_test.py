@@ -7,6 +7,7 @@ examples are run.
 """
 
 import inspect
+import os
 import pathlib
 import re
 import shlex
@@ -96,11 +97,13 @@ def test_flags_exist(module):
 
 
 @pytest.fixture
-def configuration():
+def configuration(monkeypatch):
   """Gin's global configuration, empty and left empty."""
   import metro_jax.gin_registration  # noqa: F401
 
   gin.clear_config()
+  # As cli.py does: a folder runs/, which the quickstart makes, is no package.
+  monkeypatch.setattr(gin.config, '_FILE_READERS', [(open, os.path.isfile)])
   for path in (ROOT, ROOT / 'gin_configs'):
     gin.add_config_file_search_path(str(path))
   yield
