@@ -222,6 +222,7 @@ def main(argv: list[str]) -> None:
   parser.add_argument('--output', default='runs/dynamics', metavar='DIR')
   parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
   flags, bindings = parser.parse_known_args(argv)
+  ablate.check_bindings(bindings)
   output = pathlib.Path(flags.output)
   planned = runs(output, flags.seeds, bindings)
   for number, run in enumerate(planned, 1):

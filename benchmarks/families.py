@@ -54,9 +54,7 @@ def main(argv: list[str]) -> None:
   parser.add_argument('--output', default='runs/families', metavar='DIR')
   parser.add_argument('--seeds', type=int, nargs='+', default=[0])
   flags, bindings = parser.parse_known_args(argv)
-  unknown = [word for word in bindings if not word.startswith('--gin.')]
-  if unknown:
-    raise UserError(f'{unknown[0]!r} is neither a flag nor --gin.NAME=VALUE')
+  ablate.check_bindings(bindings)
   output = pathlib.Path(flags.output)
   failures = ablate.compare(runs(output, flags.seeds, bindings), output)
   print(f'{output}/table.md')

@@ -146,6 +146,13 @@ def run_of(
   return Run(row, model_dir, (*train, *words, *bindings, *own))
 
 
+def check_bindings(words: Sequence[str]) -> None:
+  """Refuses what is left of a command line and is no --gin.NAME=VALUE."""
+  unknown = [word for word in words if not word.startswith('--gin.')]
+  if unknown:
+    raise UserError(f'{unknown[0]!r} is neither a flag nor --gin.NAME=VALUE')
+
+
 def find_rows(patterns: Sequence[str]) -> dict[str, str]:
   """Gin files by name, of paths or patterns here or in gin_configs."""
   files: list[str] = []
@@ -249,9 +256,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> None:
   """Trains and compares what the command line names."""
   flags, bindings = _parser().parse_known_args(argv)
-  unknown = [word for word in bindings if not word.startswith('--gin.')]
-  if unknown:
-    raise UserError(f'{unknown[0]!r} is neither a flag nor --gin.NAME=VALUE')
+  check_bindings(bindings)
   try:
     seeds = [int(seed) for seed in flags.seeds.split(',')]
   except ValueError:
